@@ -1,0 +1,1 @@
+"""engine turns tokens into tokens: model, caches, scheduler, sampling, kernels. No Ray, no files, no clock."""

@@ -1,0 +1,42 @@
+"""The table of kernels: the coarse operations a machine must offer. One column for each kind of machine.
+
+Coarse, because nine hundred small operations a token are what makes MLX slow where launching one is not free.
+A column is built for one model's numbers; how it does an operation is its own affair, what comes out is not:
+`portable` is the definition.
+"""
+
+from typing import Protocol
+
+import mlx.core as mx
+
+from engine.batch import Batch
+from engine.cache import CacheDtype, LayerCache
+from engine.lora import LoraRows
+from engine.weights import Layer, Weights
+
+
+class Kernels(Protocol):
+    """One column. Activations are (T, hidden); everything is lazy, and evaluates inside MLX's graph."""
+
+    name: str
+    cache_dtype: CacheDtype  # how this machine likes keys and values best
+
+    def prepare(self, weights: Weights) -> Weights:
+        """Bring a model's tensors, once, to the form that the operations below take."""
+
+    def embed(self, weights: Weights, tokens: mx.array) -> mx.array:
+        """Rows of the embedding, (T, hidden)."""
+
+    def attention(
+        self, x: mx.array, layer: Layer, index: int, cache: LayerCache, batch: Batch, lora: LoraRows | None
+    ) -> mx.array:
+        """x + o(attend(rope(qkv(norm(x))))): writes the rows' keys and values, then attends to the cache."""
+
+    def feed_forward(self, x: mx.array, layer: Layer, index: int, lora: LoraRows | None) -> mx.array:
+        """x + down(silu(gate(norm(x))) * up(norm(x)))."""
+
+    def logits(self, x: mx.array, weights: Weights, rows: mx.array) -> mx.array:
+        """The head of some rows, (R, vocabulary), float32."""
+
+    def draw(self, logits: mx.array, knobs: mx.array, *, is_greedy: bool, is_filtered: bool) -> mx.array:
+        """One token a row, (R,) int32, as `engine.sampling` defines it; `knobs` is (R, 5) float32."""
