@@ -40,9 +40,10 @@ def adjust(logits: mx.array, adjustments: Many[Adjustment], tokens: mx.array) ->
     restricted = [wish for wish in adjustments if wish.sampling.allowed_token_ids is not None]
     if restricted:
         rows = mx.array([wish.row for wish in restricted], mx.int32)
-        kept = mx.full((len(restricted), logits.shape[1]), NEVER)
-        lines = [(line, i, 0.0) for line, wish in enumerate(restricted) for i in wish.sampling.allowed_token_ids or ()]
-        logits = logits.at[rows].add(scatter(kept, lines))
+        kept = np.full((len(restricted), logits.shape[1]), NEVER, np.float32)
+        for line, wish in zip(kept, restricted, strict=True):
+            line[np.asarray(wish.sampling.allowed_token_ids, np.int32)] = 0
+        logits = logits.at[rows].add(mx.array(kept))
     return scatter_add(logits, [entry for wish in adjustments for entry in biases(wish)])
 
 
@@ -59,14 +60,8 @@ def biases(wish: Adjustment) -> list[tuple[int, int, float]]:
 def penalise(logits: mx.array, wishes: Many[Adjustment], tokens: mx.array) -> mx.array:
     """Repetition over prompt and answer, presence and frequency over the answer, as OpenAI and vLLM define them."""
     rows = mx.array([wish.row for wish in wishes], mx.int32)
-    in_prompt, in_answer = (
-        mx.array(
-            np.stack([np.bincount(np.asarray(ids, np.int64), minlength=logits.shape[1]) for ids in lists]).astype(
-                np.float32
-            )
-        )
-        for lists in ([wish.prompt for wish in wishes], [wish.answer for wish in wishes])
-    )
+    in_prompt = occurrences([wish.prompt for wish in wishes], logits.shape[1])
+    in_answer = occurrences([wish.answer for wish in wishes], logits.shape[1])
     late = [(line, wish.newest) for line, wish in enumerate(wishes) if wish.newest is not None]
     if late:
         lines, newest = (mx.array(column, mx.int32) for column in zip(*late, strict=True))
@@ -84,20 +79,17 @@ def penalise(logits: mx.array, wishes: Many[Adjustment], tokens: mx.array) -> mx
     return changed
 
 
+def occurrences(lists: Many[Many[int]], width: int) -> mx.array:
+    """How often each token is in each list, (lists, width); only what occurs is handed over."""
+    lines = np.repeat(np.arange(len(lists), dtype=np.int32), [len(tokens) for tokens in lists])
+    tokens = np.concatenate([np.asarray(tokens, np.int32) for tokens in lists])
+    counts = mx.zeros((len(lists), width))
+    return counts.at[mx.array(lines), mx.array(tokens)].add(1.0) if tokens.size else counts
+
+
 def scatter_add(array: mx.array, entries: Many[tuple[int, int, float]]) -> mx.array:
     if not entries:
         return array
-    lines, columns, values = columns_of(entries)
-    return array.at[lines, columns].add(values)
-
-
-def scatter(array: mx.array, entries: Many[tuple[int, int, float]]) -> mx.array:
-    lines, columns, values = columns_of(entries)
-    array[lines, columns] = values
-    return array
-
-
-def columns_of(entries: Many[tuple[int, int, float]]) -> tuple[mx.array, mx.array, mx.array]:
     table = np.asarray(entries, np.float64)
     lines, columns = table[:, 0].astype(np.int32), table[:, 1].astype(np.int32)
-    return mx.array(lines), mx.array(columns), mx.array(table[:, 2].astype(np.float32))
+    return array.at[mx.array(lines), mx.array(columns)].add(mx.array(table[:, 2].astype(np.float32)))

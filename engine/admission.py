@@ -51,7 +51,7 @@ def answer_state(request: Request, vocabulary: Vocabulary | None, answer: tuple[
     """What the answer so far reads, if stop strings have to be watched for."""
     if vocabulary is None or not request.sampling.stop:
         return None
-    state = vocabulary.begin(request.sampling.stop)
+    state = vocabulary.begin(request.sampling.stop, request.prompt)
     for token in answer:
         state, _ = state.step(vocabulary.bytes_of(token))
     return state

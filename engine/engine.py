@@ -23,9 +23,9 @@ from engine.event import (
     TokenLogprob,
 )
 from engine.kernels.table import Kernels
-from engine.limits import Capacity, check, shown
+from engine.limits import Capacity, check
 from engine.outputs import outputs_of
-from engine.refusal import BadRequest
+from engine.refusal import BadRequest, shown
 from engine.request import Request
 from engine.roster import Roster
 from engine.runner import Launched, Runner
@@ -164,13 +164,15 @@ class Engine:
         logprobs, prompt_logprobs = launched.read_scores()
         self.commit_prompts(launched, prompt_logprobs)
         self.commit_replays(launched, tokens)
-        for draw, sequence in enumerate(launched.outputs.sampled):
-            if sequence.status is not Status.FINISHED:
-                self.commit_token(sequence, tokens[draw], logprobs.get(draw))
-                self.counts["generated_tokens"] += 1
+        sampled = zip(launched.outputs.sampled, tokens, strict=False)
+        living = [(draw, it, token) for draw, (it, token) in enumerate(sampled) if it.status is not Status.FINISHED]
+        for draw, sequence, token in living:
+            self.commit_token(sequence, token, logprobs.get(draw))
+        self.counts["generated_tokens"] += len(living)
 
     def commit_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
-        position, num_written = sequence.num_generated, len(sequence.tokens)
+        num_written = len(sequence.tokens)
+        position = num_written - sequence.num_prompt
         reason = sequence.take(token, self.vocabulary)
         self._outbox.append(TokenEvent(sequence.request.id, sequence.choice, position, token, reason, logprob))
         if num_written % self.options.block_size == 0 and sequence.blocks:

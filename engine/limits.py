@@ -1,11 +1,10 @@
 """Limits: what a request must satisfy before anything is scheduled. One rule a line, one sentence a fault."""
 
-import reprlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.refusal import BadRequest, PromptTooLong
+from engine.refusal import BadRequest, PromptTooLong, shown
 from engine.request import Request, Sampling
 
 MAX_STOP_STRINGS = 16
@@ -190,11 +189,3 @@ def check_tokens(name: str, ids: Collection[Any], vocab_size: int, param: str) -
     for token in ids:
         if type(token) is not int or not 0 <= token < vocab_size:
             raise BadRequest(f"{name} has {shown(token)}; token ids run from 0 to {vocab_size - 1}", param)
-
-
-def shown(value: Any) -> str:
-    """A value as it may stand in a sentence: never long."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {value.bit_length()} bits"
-    text = reprlib.repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -3,6 +3,7 @@
 A sentence says what was wanted and what came. `code` is for programs, `param` names the field at fault.
 """
 
+from reprlib import Repr
 from typing import ClassVar
 
 
@@ -60,3 +61,16 @@ class Unsupported(Refusal):
     """The thing is well formed, but this system does not do it."""
 
     code = "unsupported"
+
+
+class Shown(Repr):
+    """Values as they may stand in a sentence: whoever wrote them, however large or deep, never long."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return f"a number of {x.bit_length()} bits" if x.bit_length() > 128 else repr(x)
+
+
+def shown(value: object) -> str:
+    """`shown("x" * 10**6)` is 30 characters long, and `shown(10**5000)` raises nothing."""
+    text = Shown().repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -76,11 +76,12 @@ class Sequence:
 
     def ending(self) -> FinishReason | None:
         """Why the answer ends with its last token, if it does."""
-        if not self.num_generated:
+        num_generated = len(self.tokens) - self.num_prompt
+        if not num_generated:
             return None
         if self.tokens[-1] in self.end_ids or (self.answer is not None and self.answer.matched is not None):
             return "stop"
-        return "length" if self.num_generated >= self.request.sampling.max_tokens else None
+        return "length" if num_generated >= self.request.sampling.max_tokens else None
 
     def digest_of(self, index: int, block_size: int) -> Digest:
         """The digest of its full block `index`; each is computed once."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from engine.answer import AnswerState
 
+OPENING_THOUGHT = b"<think>"
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -18,11 +20,16 @@ class Vocabulary:
         """A token's bytes; ids that pad a model's vocabulary beyond its tokenizer's have none."""
         return self.token_bytes[token] if token < len(self.token_bytes) else b""
 
-    def begin(self, stop: tuple[str, ...] = (), *, is_thinking: bool = False) -> AnswerState:
-        """The state of an answer before its first token."""
+    def begin(self, stop: tuple[str, ...] = (), prompt: Sequence[int] = ()) -> AnswerState:
+        """The state of an answer to this prompt before its first token."""
         return AnswerState.begin(
             stop,
             strips_space=self.strips_space,
             splits_thoughts=self.splits_thoughts,
-            is_thinking=is_thinking,
+            is_thinking=self.opens_thought(prompt),
         )
+
+    def opens_thought(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the tag that begins a thought, so that the answer begins within one."""
+        end = b"".join(self.token_bytes[token] for token in prompt[-16:])
+        return self.splits_thoughts and end.rstrip().endswith(OPENING_THOUGHT)

@@ -10,8 +10,7 @@ from typing import Any, get_args
 import msgpack
 
 from engine.event import EVENT_KINDS, ChoiceEnded, Event, FinishReason, PromptScored, TokenEvent, TokenLogprob
-from engine.limits import shown
-from engine.refusal import BadRequest
+from engine.refusal import BadRequest, shown
 from engine.request import Request, Sampling
 
 VERSION = 1

@@ -7,8 +7,8 @@ from engine.config import ModelConfig
 from engine.weights import LINEAR_MODULES
 
 
-def made_up_adapter(config: ModelConfig, rank: int, seed: int) -> Adapter:
-    """An adapter for every linear module of every layer."""
+def made_up_adapter(config: ModelConfig, rank: int, seed: int, strength: float = 0.02) -> Adapter:
+    """An adapter for every linear module of every layer; its numbers are of the size of `strength`."""
     random = mx.random.key(seed)
     modules = {}
     for layer in range(config.num_layers):
@@ -16,8 +16,8 @@ def made_up_adapter(config: ModelConfig, rank: int, seed: int) -> Adapter:
             random, key_a, key_b = mx.random.split(random, 3)
             width_in, width_out = module_shape(config, name)
             modules[layer, name] = LowRank(
-                mx.random.normal((width_in, rank), key=key_a) * 0.02,
-                mx.random.normal((rank, width_out), key=key_b) * 0.02,
+                mx.random.normal((width_in, rank), key=key_a) * strength,
+                mx.random.normal((rank, width_out), key=key_b) * strength,
                 scale=1.0,
             )
     mx.eval([part for module in modules.values() for part in (module.a, module.b)])

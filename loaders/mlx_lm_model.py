@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.quantized import quantize
 
 from engine.config import ModelConfig
 from engine.kernels.portable import as_float32
@@ -34,7 +34,7 @@ def mlx_lm_model(model: Model) -> Any:
             return False
         return {"group_size": tensor.group_size, "bits": tensor.bits, "mode": tensor.mode}
 
-    nn.quantize(built, class_predicate=format_of)
+    quantize(built, class_predicate=format_of)
     built.load_weights(list(parts(tensors)))
     built.eval()
     return built

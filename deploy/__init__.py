@@ -1,0 +1,1 @@
+"""deploy lets the world in: command line, HTTP, web page, jobs, cluster files."""

@@ -1,0 +1,1 @@
+"""Measuring: a made-up load, served by this engine and, for comparison, by mlx-lm."""

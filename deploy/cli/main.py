@@ -1,0 +1,64 @@
+"""genserve, the command: finds the command's file, and turns refusals into one sentence and exit code 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from engine.refusal import Refusal, Unsupported
+
+COMMANDS = {
+    "post": "print posts that a model writes",
+    "inspect": "show what a model is made of, and which adapters fit it",
+    "quantize": "turn a float checkpoint into one of a few bits a weight",
+    "bench": "measure throughput and latency of a mixed load",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code says how it went."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return run(given)
+    except Refusal as refusal:
+        print(f"genserve: {refusal.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="genserve",
+        description="Language models, served the way Elixir serves processes.",
+        epilog="`genserve COMMAND --help` tells more of a command.",
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:  # the others' files, and what they import, are not needed
+            command = import_command(name)
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
+    parsed = parser.parse_args(arguments)
+    return int(parsed.run(parsed))
+
+
+def import_command(name: str):  # type: ignore[no-untyped-def]  # a module is the type
+    try:
+        return import_module(f"deploy.cli.{name}")
+    except ImportError as error:
+        if "mlx" in str(error):
+            raise Unsupported(
+                "MLX has no backend in this environment: install genserve[cpu], genserve[cuda12] or genserve[cuda13]"
+            ) from error
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""genserve post: some posts, written in one batch."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from deploy.cli.posts import OnPosts, write_posts
+from deploy.cli.progress import shown_progress
+from deploy.inline import Generation
+from engine.engine import EngineOptions
+from engine.limits import MAX_CHOICES, check_integer
+from engine.refusal import BadRequest
+from loaders.adapters import load_adapter
+from loaders.checkpoint import load_model
+from loaders.sources import locate
+from loaders.tokenizer import load_tokenizer
+
+PROMPT = "Write a short, friendly social media post about something small that made your day better."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", default="1", help="how many posts, or a prompt")
+    parser.add_argument("-n", type=int, help="how many posts, where the argument is a prompt")
+    parser.add_argument("--model", default="smollm2", help="a directory, a .gguf file, a hub id or a short name")
+    parser.add_argument("--adapter", metavar="PATH[:scale]", help="a LoRA adapter, of mlx_lm or PEFT")
+    parser.add_argument("--system", help="a system prompt")
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--min-p", type=float)
+    parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--max-chars", type=int, default=300, help="cut at a sentence's end (default: 300)")
+    parser.add_argument("--seed", type=int, help="for the same posts again")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    count, prompt = wanted(arguments.what, arguments.n)
+    check_integer("max-chars", arguments.max_chars, 1, 1_000_000)
+    serving, adapter = prepare(arguments, count)
+    console = Console(highlight=False)
+    is_live = console.is_terminal and not arguments.json
+    with shown_posts(console, is_live) as show:
+        posts = write_posts(serving, prompt, count, words_of(arguments, adapter), arguments.max_chars, show)
+    if arguments.json:
+        for post in posts:
+            print(json.dumps(post.to_dict(), ensure_ascii=False))
+    elif not is_live:
+        print("\n\n".join(post.text for post in posts))
+    return 0 if all(post.text for post in posts) else 1
+
+
+def wanted(what: str, count: int | None) -> tuple[int, str]:
+    """How many posts, and what about."""
+    prompt = what
+    if what.isascii() and what.lstrip("-").isdigit():
+        count, prompt = count or int(what), PROMPT
+    elif not what.strip():
+        raise BadRequest("the prompt is empty", "prompt")
+    count = 1 if count is None else count
+    check_integer("the number of posts", count, 1, MAX_CHOICES)
+    return count, prompt
+
+
+def prepare(arguments: argparse.Namespace, count: int) -> tuple[Generation, str | None]:
+    """The serving that the arguments ask for, and the name of its adapter."""
+    with shown_progress() as on_progress:
+        place = locate(arguments.model, on_progress)
+        model, tokenizer = load_model(place, on_progress=on_progress), load_tokenizer(place)
+        adapters = {}
+        if arguments.adapter is not None:
+            path, scale = adapter_and_scale(arguments.adapter)
+            adapters["adapter"] = load_adapter(path, scale, model_config=model.config)
+        options = EngineOptions(max_sequences=max(64, count))
+        return Generation(model, tokenizer, adapters, options), next(iter(adapters), None)
+
+
+def adapter_and_scale(text: str) -> tuple[str, float | None]:
+    """PATH, or PATH:scale."""
+    path, colon, scale = text.rpartition(":")
+    if not colon or os.path.exists(text):
+        return text, None
+    try:
+        return path, float(scale)
+    except ValueError:
+        raise BadRequest(f"an adapter is PATH or PATH:scale, the scale a number; got {text!r}", "adapter") from None
+
+
+def words_of(arguments: argparse.Namespace, adapter: str | None) -> dict[str, Any]:
+    """What the command line says of sampling, in the words of `Generation.run`."""
+    names = ("system", "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
+    return {name: getattr(arguments, name) for name in names} | {"adapter": adapter}
+
+
+@contextmanager
+def shown_posts(console: Console, is_live: bool) -> Iterator[OnPosts]:
+    """On a terminal the posts appear as they are written."""
+    if not is_live:
+        yield lambda _: None
+        return
+    with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
+        yield lambda posts: live.update(Group(*(Text(post.text + "\n") for post in posts)))

@@ -1,0 +1,37 @@
+"""Prompts: what a person says -> token ids. A text is a turn of the user, messages are a conversation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.refusal import BadRequest
+from loaders.tokenizer import Tokenizer
+
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
+
+
+def is_many(prompts: Any) -> bool:
+    """Whether this is a list of prompts; a list of messages, or of ids, is one prompt."""
+    return isinstance(prompts, list | tuple) and bool(prompts) and not isinstance(prompts[0], Mapping | int)
+
+
+def prompt_tokens(
+    tokenizer: Tokenizer, prompt: Prompt, *, system: str | None = None, raw: bool = False
+) -> tuple[int, ...]:
+    """The ids of a prompt; `raw` takes a text as it stands, without the chat template."""
+    if isinstance(prompt, str):
+        if raw or not tokenizer.has_chat_template:
+            return tuple(tokenizer.encode(prompt, special=True))
+        return tuple(tokenizer.encode_chat(with_system([{"role": "user", "content": prompt}], system)))
+    if not isinstance(prompt, list | tuple) or not prompt:
+        raise BadRequest("a prompt is a text, a list of messages or a list of token ids, and not empty", "prompt")
+    if all(isinstance(token, int) for token in prompt):
+        return tuple(prompt)
+    if not all(isinstance(message, Mapping) for message in prompt):
+        raise BadRequest("a conversation is a list of messages, each with a role and a content", "messages")
+    if not tokenizer.has_chat_template:
+        raise BadRequest("this model has no chat template: send a text instead of messages", "messages")
+    return tuple(tokenizer.encode_chat(with_system(list(prompt), system)))
+
+
+def with_system(messages: list[Mapping[str, Any]], system: str | None) -> list[Mapping[str, Any]]:
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
