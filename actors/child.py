@@ -1,0 +1,102 @@
+"""Child: one child of a supervisor, and how it is started, taken over, and stopped. Knows nothing of strategies."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from actors.exits import KILL, SHUTDOWN, AlreadyStarted, Ignored, Reason
+from actors.node import demonitor, exit, join, living, monitor, spawn_monitor
+from actors.pid import Pid, Ref
+from actors.supervision import ChildSpec, ChildType
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildInfo:
+    """What a supervisor tells of a child."""
+
+    id: str
+    pid: Pid | None
+    state: str  # "running", "restarting" or "down"
+    type: ChildType
+    num_restarts: int
+    last_reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A spec, and the process that now runs it: none if it is down, or if it is to be restarted and does not start."""
+
+    spec: ChildSpec
+    name: str | None = None  # None: it is given one that begins with `prefix`
+    prefix: str = ""
+    pid: Pid | None = None
+    monitor: Ref | None = None
+    is_restarting: bool = False
+    num_starts: int = 0
+    last_reason: Reason | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.pid is not None
+
+    @property
+    def is_down(self) -> bool:
+        return not self.is_running and not self.is_restarting
+
+    @property
+    def info(self) -> ChildInfo:
+        state = "running" if self.is_running else "restarting" if self.is_restarting else "down"
+        num_restarts = max(0, self.num_starts - 1)
+        return ChildInfo(self.spec.id, self.pid, state, self.spec.type, num_restarts, self.last_reason)
+
+    def start(self) -> Child:
+        """Started; or down, if it was not needed. Raises StartFailed.
+
+        Who already lives under the name was started by an earlier life of this supervisor, and is taken over as it is.
+        """
+        server, *args = self.spec.start
+        try:
+            pid, ref = spawn_monitor(
+                server, *args, name=self.name, prefix=self.prefix, resources=self.spec.resources, timeout=None
+            )
+        except AlreadyStarted as taken:
+            log.info("%s is alive and taken over", taken.pid)
+            pid, ref = taken.pid, monitor(taken.pid)
+        except Ignored:
+            return self.down()
+        return replace(self, pid=pid, monitor=ref, is_restarting=False, num_starts=self.num_starts + 1)
+
+    def stop(self) -> Child:
+        """Down when this returns: asked to shut down, waited for as long as its spec says, then killed."""
+        if self.pid is not None:
+            self._end(self.pid)
+        if self.spec.type == "supervisor":
+            self._end_orphans()
+        return self.down(SHUTDOWN if self.is_running else self.last_reason)
+
+    def down(self, reason: Reason | None = None) -> Child:
+        return replace(self, pid=None, monitor=None, is_restarting=False, last_reason=reason or self.last_reason)
+
+    def failing(self, reason: Reason) -> Child:
+        """Down, but to be tried again."""
+        return replace(self.down(reason), is_restarting=True)
+
+    def _end(self, pid: Pid) -> None:
+        if self.monitor is not None:
+            demonitor(self.monitor)
+        patience = self.spec.patience
+        if patience != "brutal_kill":
+            exit(pid, SHUTDOWN)
+            if join(pid, None if patience == "infinity" else float(patience)) is not None:
+                return
+        exit(pid, KILL)
+        join(pid)
+
+    def _end_orphans(self) -> None:
+        """A supervisor that was killed could not stop its own children."""
+        name = self.pid.name if self.pid else self.name
+        for orphan in living(f"{name}.") if name else ():
+            exit(orphan, KILL)
