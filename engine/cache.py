@@ -75,8 +75,10 @@ class KVCache:
         """Make each target hold what its source holds, before its owner writes on; all sources are read first."""
         last = {target: source for source, target in copies}  # a target given twice has its last owner
         sources, targets = self.slots_of(list(last.values())), self.slots_of(list(last))
-        for array in self.arrays():
-            array[targets] = array[sources]
+        found = [array[sources] for array in self.arrays()]
+        mx.eval(found)  # while a read is pending, a write has to copy the whole array
+        for array, blocks in zip(self.arrays(), found, strict=True):
+            array[targets] = blocks
 
     def slots_of(self, blocks: list[int]) -> mx.array:
         slots = np.asarray(blocks, np.int32)[:, None] * self.block_size + np.arange(self.block_size, dtype=np.int32)

@@ -163,7 +163,7 @@ class Transcript:
         assert event.position == len(choice.tokens), "a token is missing or came twice"
         choice.tokens.append(event.token)
         is_silent = event.token in self.request.sampling.stop_token_ids and event.finish_reason == "stop"
-        token_bytes = b"" if is_silent else self._vocabulary.token_bytes[event.token]
+        token_bytes = b"" if is_silent else self._vocabulary.bytes_of(event.token)
         choice.state, said = choice.state.step(token_bytes)
         text, reasoning = said.text, said.reasoning
         if event.finish_reason is not None:

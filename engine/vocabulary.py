@@ -31,5 +31,5 @@ class Vocabulary:
 
     def opens_thought(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt ends with the tag that begins a thought, so that the answer begins within one."""
-        end = b"".join(self.token_bytes[token] for token in prompt[-16:])
+        end = b"".join(map(self.bytes_of, prompt[-16:]))
         return self.splits_thoughts and end.rstrip().endswith(OPENING_THOUGHT)

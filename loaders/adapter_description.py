@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import ModelConfig
-from engine.refusal import BrokenFile, Refusal, Unsupported
+from engine.refusal import BrokenFile, Refusal, Unsupported, shown
 from loaders.adapter_format import CONFIG_FILE, AdapterFormat, Config, Slot, module_path
 from loaders.json_file import read_json
 from loaders.mlx_lm_adapter import MLX_LM
 from loaders.peft_adapter import PEFT
 from loaders.safetensors import Header
-from loaders.shown import shown
 
 FORMATS = {form.name: form for form in (MLX_LM, PEFT)}
 FLOATS = ("F32", "F16", "BF16")

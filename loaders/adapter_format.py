@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.adapter import Adapter
-from engine.refusal import BrokenFile
+from engine.refusal import BrokenFile, shown
 from engine.weights import BLOCK_OF
-from loaders.shown import shown
 
 Config = Mapping[str, Any]  # what adapter_config.json holds
 CONFIG_FILE = "adapter_config.json"

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from engine.config import Architecture, ModelConfig
-from engine.refusal import Unsupported
+from engine.refusal import Unsupported, shown
 from loaders.json_file import read_json
 from loaders.quantization import Quantization, parse_quantization
 from loaders.rope_scaling import parse_rope_scaling, rope_parameters
-from loaders.shown import shown
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

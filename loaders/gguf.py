@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.refusal import Unsupported
+from engine.refusal import Unsupported, shown
 from loaders.ggml_types import GGML_TYPES
 from loaders.gguf_reader import MAX_NAME_BYTES, GGUFReader
 from loaders.mapped_file import MappedFile
-from loaders.shown import shown
 
 VERSIONS = (2, 3)
 MAX_PAIRS = MAX_TENSORS = 100_000

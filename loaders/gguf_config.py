@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.refusal import BrokenFile, Unsupported
+from engine.refusal import BrokenFile, Unsupported, shown
 from loaders.config import CheckpointConfig, parse_config
 from loaders.gguf import GGUFFile
-from loaders.shown import shown
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 NAMES = {

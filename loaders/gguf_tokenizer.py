@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
-from engine.refusal import BrokenFile, Unsupported
+from engine.refusal import BrokenFile, Unsupported, shown
 from loaders.pre_tokenizers import BYTE_LEVEL, IGNORES_MERGES, NORMALIZERS, PRE_TOKENIZERS
-from loaders.shown import shown
 from loaders.tokenizer_spec import TokenizerSpec, positive
 
 SPACE = "▁"

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.refusal import BrokenFile
+from engine.refusal import BrokenFile, shown
 from loaders.mapped_file import reason
-from loaders.shown import shown
 
 MAX_BYTES = 64 << 20  # the longest index of a checkpoint has a few megabytes
 

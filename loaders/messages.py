@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.refusal import BadRequest, PromptTooLong
-from loaders.shown import shown
+from engine.refusal import BadRequest, PromptTooLong, shown
 
 ROLES = ("system", "user", "assistant", "tool")
 # What OpenAI calls the system's turn in newer interfaces; no template of ours knows the word.

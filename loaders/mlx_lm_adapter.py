@@ -8,10 +8,9 @@ import re
 from typing import Any, cast
 
 from engine.adapter import Adapter
-from engine.refusal import BrokenFile, Unsupported
+from engine.refusal import BrokenFile, Unsupported, shown
 from engine.weights import BLOCK_OF, LINEAR_MODULES
 from loaders.adapter_format import AdapterFormat, Config, Half, Slot, finite
-from loaders.shown import shown
 
 NAME = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(self_attn\.|mlp\.)([a-z]+_proj)\.lora_([ab])")
 

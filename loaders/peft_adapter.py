@@ -12,10 +12,9 @@ from functools import lru_cache
 from typing import Any, cast
 
 from engine.adapter import Adapter
-from engine.refusal import BrokenFile, Unsupported
+from engine.refusal import BrokenFile, Unsupported, shown
 from engine.weights import BLOCK_OF, LINEAR_MODULES
 from loaders.adapter_format import AdapterFormat, Config, Half, Slot, finite, module_path
-from loaders.shown import shown
 
 # Old files name the adapter ("default"); some were made from a model without its head, and lack a "model.".
 NAME = re.compile(

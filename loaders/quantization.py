@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from engine.quantized import FLOAT_FORMATS, Mode, check_format
-from engine.refusal import Unsupported
-from loaders.shown import shown
+from engine.refusal import Unsupported, shown
 
 SETTINGS = ("bits", "group_size", "mode")
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.config import RopeScaling
-from engine.refusal import Unsupported
-from loaders.shown import shown
+from engine.refusal import Unsupported, shown
 
 KINDS = ("default", "linear", "llama3", "yarn")
 MOST = 1e30

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from engine.refusal import BrokenFile, UnknownModel
+from engine.refusal import BrokenFile, UnknownModel, shown
 from loaders.json_file import read_json
 from loaders.safetensors import TensorFile, open_tensors
-from loaders.shown import shown
 
 INDEX = "model.safetensors.index.json"
 

@@ -8,10 +8,9 @@ import os
 import re
 from pathlib import Path
 
-from engine.refusal import UnknownModel
+from engine.refusal import UnknownModel, shown
 from loaders.hub import fetch_snapshot
 from loaders.progress import OnProgress
-from loaders.shown import shown
 from loaders.wheel_model import SMOLLM2, WheelModel, locate_wheel_model
 
 SHORT_NAMES: dict[str, WheelModel] = {"smollm2": SMOLLM2}

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.refusal import BrokenFile
+from engine.refusal import BrokenFile, shown
 from loaders.json_file import read_json
 from loaders.mapped_file import reason
-from loaders.shown import shown
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can bring half a character, and no tokenizer takes it
 MAX_TEMPLATE_BYTES = 1 << 20

@@ -71,6 +71,7 @@ class PortableKernels:
         mask = distance >= 0
         if self.config.sliding_window is not None:
             mask = mask & (distance < self.config.sliding_window)
+        v = mx.where(mask[:, None, :, None], v, 0)  # what others left in a block may be NaN, and 0 * NaN is NaN
         mask = mask[:, None, None, :]
         return mx.fast.scaled_dot_product_attention(q[:, :, None, :], k, v, scale=self.scale, mask=mask).squeeze(2)
 

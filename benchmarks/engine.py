@@ -1,0 +1,173 @@
+"""What the engine costs beside the model: host time a step, its share of a real step, and adapters side by side.
+
+    python -m benchmarks.engine              # all three: a minute; ten on a CPU without its own kernels
+    python -m benchmarks.engine --only stub  # the first alone, seconds
+
+stub: 256 rows through kernels that compute nothing, so that all that is left is the engine: under 0.5 ms a step.
+share: 32 rows of SmolLM2; host time of a step (all but waiting for the model) over the whole step: under 3 %.
+adapters: 32 rows of SmolLM2, each with an adapter of rank 8 of its own, against all with the same one: within 15 %.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from statistics import median
+
+import mlx.core as mx
+import numpy as np
+
+from engine.adapter import Adapter, LowRank
+from engine.batch import Batch
+from engine.cache import CacheDtype, LayerCache
+from engine.config import ModelConfig
+from engine.engine import Engine, EngineOptions
+from engine.kernels.choose import choose
+from engine.lora import LoraRows
+from engine.request import Request, Sampling
+from engine.weights import LINEAR_MODULES, Layer, Model, Weights
+from loaders.checkpoint import load_model
+
+STUB_CONFIG = ModelConfig("llama", 49152, 576, 1536, 30, 9, 3, 64, 1e-5, 1e5, 8192, True)
+
+
+class StubKernels:
+    """Kernels that give back what they got."""
+
+    name = "stub"
+    cache_dtype: CacheDtype = "int8"
+
+    def __init__(self, num_rows: int) -> None:
+        self.tokens = mx.zeros(num_rows, mx.int32)
+        self.x = mx.zeros((num_rows, 1))
+
+    def prepare(self, weights: Weights) -> Weights:
+        return weights
+
+    def embed(self, weights: Weights, tokens: mx.array) -> mx.array:
+        return self.x
+
+    def attention(
+        self, x: mx.array, layer: Layer, index: int, cache: LayerCache, batch: Batch, lora: LoraRows | None
+    ) -> mx.array:
+        return x
+
+    def feed_forward(self, x: mx.array, layer: Layer, index: int, lora: LoraRows | None) -> mx.array:
+        return x
+
+    def logits(self, x: mx.array, weights: Weights, rows: mx.array) -> mx.array:
+        return x
+
+    def draw(self, logits: mx.array, knobs: mx.array, *, is_greedy: bool, is_filtered: bool) -> mx.array:
+        return self.tokens if len(knobs) == self.tokens.size else mx.zeros(len(knobs), mx.int32)
+
+
+def stub_engine(num_rows: int, context: int) -> Engine:
+    layer = Layer(*[None] * 9)  # type: ignore[arg-type]
+    model = Model(STUB_CONFIG, Weights(mx.zeros(1), (layer,) * STUB_CONFIG.num_layers, mx.zeros(1), None), "stub")
+    small = replace(STUB_CONFIG, num_kv_heads=1, head_dim=1)
+    blocks = num_rows * (context // 16 + 2)
+    options = EngineOptions(
+        cache_bytes=blocks * 16 * 2 * 30 * 5, max_sequences=num_rows, max_batch_tokens=2 * num_rows, max_context=context
+    )
+    return Engine(replace(model, config=small), StubKernels(num_rows), options)
+
+
+def requests(count: int, max_tokens: int, **sampling: float) -> Iterator[Request]:
+    settings = Sampling(**{"max_tokens": max_tokens, "ignore_eos": True, "temperature": 0.7, "top_p": 0.9, **sampling})  # type: ignore[arg-type]
+    return (Request(f"r{index}", (1 + index, 5, 6, 7), settings) for index in range(count))
+
+
+def until_all_decode(engine: Engine, count: int) -> None:
+    while len(engine.scheduler.rows) < count:
+        engine.step()
+    for _ in range(3):
+        engine.step()
+
+
+def step_seconds(engine: Engine, num_steps: int) -> list[float]:
+    seconds = []
+    for _ in range(num_steps):
+        start = time.perf_counter()
+        engine.step()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def stub(num_rows: int = 256, num_steps: int = 640) -> None:
+    for name, sampling in (("sampled", {}), ("greedy", {"temperature": 0.0, "top_p": 1.0})):
+        engine = stub_engine(num_rows, 1024)
+        for request in requests(num_rows, 900, **sampling):
+            engine.add(request)
+        until_all_decode(engine, num_rows)
+        seconds = sorted(step_seconds(engine, num_steps))
+        middle, slow = median(seconds) * 1e3, seconds[num_steps * 99 // 100] * 1e3
+        row(f"engine, {num_rows} rows, {name}", f"{middle:.3f} ms a step (99 of 100 under {slow:.3f})", "0.5 ms")
+
+
+def share(model: Model, num_rows: int = 32, num_steps: int = 30) -> None:
+    """The engine's own time is that of a step whose kernels compute nothing."""
+    engine = real_engine(model, num_rows)
+    for request in requests(num_rows, num_steps + 20):
+        engine.add(request)
+    until_all_decode(engine, num_rows)
+    whole = median(step_seconds(engine, num_steps))
+    stubbed = stub_engine(num_rows, 1024)
+    for request in requests(num_rows, 400):
+        stubbed.add(request)
+    until_all_decode(stubbed, num_rows)
+    host = median(step_seconds(stubbed, 300))
+    row(f"SmolLM2, {num_rows} rows", f"{host * 1e3:.3f} ms of {whole * 1e3:.1f} ms a step: {host / whole:.2%}", "3 %")
+
+
+def adapters(model: Model, count: int = 32, num_steps: int = 20) -> None:
+    speeds = {}
+    for num_adapters in (0, 1, count):
+        engine = real_engine(model, count)
+        for index in range(num_adapters):
+            engine.attach(f"a{index}", random_adapter(model, index))
+        for index, request in enumerate(requests(count, num_steps + 20)):
+            engine.add(replace(request, adapter=f"a{index % num_adapters}" if num_adapters else None))
+        until_all_decode(engine, count)
+        speeds[num_adapters] = count / median(step_seconds(engine, num_steps))
+        target = "" if num_adapters < 2 else "15 % loss"
+        loss = "" if num_adapters < 2 else f", {1 - speeds[num_adapters] / speeds[1]:.1%} less than with one"
+        row(f"SmolLM2, {count} rows, {num_adapters} adapters", f"{speeds[num_adapters]:.1f} tokens/s{loss}", target)
+
+
+def real_engine(model: Model, num_rows: int) -> Engine:
+    options = EngineOptions(cache_bytes=1 << 28, max_sequences=num_rows, max_batch_tokens=256, max_context=1024)
+    return Engine(model, choose(model.config, model.weights, options.block_size), options)
+
+
+def random_adapter(model: Model, seed: int, rank: int = 8) -> Adapter:
+    rng, modules = np.random.default_rng(seed), {}
+    for index, layer in enumerate(model.weights.layers):
+        for name in LINEAR_MODULES:
+            weight = getattr(layer, name).weight
+            out, into = getattr(weight, "logical_shape", weight.shape)
+            a, b = rng.standard_normal((into, rank)) / into**0.5, rng.standard_normal((rank, out)) / 100
+            modules[index, name] = LowRank(mx.array(a, mx.float32), mx.array(b, mx.float32), 1.0)
+    return Adapter(modules, f"random {seed}")
+
+
+def row(what: str, found: str, target: str) -> None:
+    print(f"{what:34} {found:58} {target and 'target: ' + target}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("stub", "share", "adapters"))
+    only = parser.parse_args().only
+    if only in (None, "stub"):
+        stub()
+    real: tuple[tuple[str, Callable[[Model], None]], ...] = (("share", share), ("adapters", adapters))
+    if only != "stub":
+        model = load_model("smollm2")
+        for name, measure in real:
+            if only in (None, name):
+                measure(model)
+
+
+if __name__ == "__main__":
+    main()

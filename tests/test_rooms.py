@@ -1,0 +1,84 @@
+"""Imports go one way through the house: genserve, deploy -> actors -> loaders -> engine. Read from the source."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("engine", "loaders", "actors", "deploy")  # each may import itself and what stands before it
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")) + sorted(ROOT.glob("*.py"))
+NOT_FOR_THE_ENGINE = {
+    *("ray", "asyncio", "time", "datetime", "os", "io", "pathlib", "shutil", "tempfile", "socket", "subprocess"),
+    *("threading", "multiprocessing", "concurrent", "signal", "logging", "random", "secrets"),
+}
+WEB = {"fastapi", "starlette", "uvicorn", "httpx", "h11"}
+ARRAYS = {"mlx", "mlx_lm"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """The modules that a file imports, anywhere in it, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{relative(path)}:{node.lineno} imports by a relative name"
+            yield node.module or "", node.lineno
+
+
+def packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name, _ in imported(path)}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_file_imports_only_from_its_room_and_those_below(path: Path) -> None:
+    room = room_of(path)
+    allowed = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else (*ROOMS, "genserve")
+    forbidden = {*ROOMS, "genserve", "tests", "benchmarks", "examples"} - set(allowed)
+    if room == "deploy":
+        forbidden -= {"genserve"}  # the command line stands beside the face
+    wrong = [
+        f"{relative(path)}:{line} imports {name}" for name, line in imported(path) if name.split(".")[0] in forbidden
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) == "engine"], ids=relative)
+def test_the_engine_knows_no_clock_no_files_and_no_processes(path: Path) -> None:
+    found = packages(path) & NOT_FOR_THE_ENGINE
+    if relative(path).startswith("engine/kernels/"):
+        found -= {"os", "pathlib", "logging"}  # a column finds its library, counts cores, and says what it left out
+    assert not found
+    calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    assert "open" not in {call.id for call in calls if isinstance(call, ast.Name)}
+
+
+def test_ray_has_one_door() -> None:
+    doors = {relative(path) for path in FILES if "ray" in packages(path)}
+    assert {door for door in doors if not door.startswith("deploy/")} <= {"actors/process.py"}
+
+
+def test_arrays_stay_in_the_engine_and_the_loaders() -> None:
+    assert {room_of(path) for path in FILES if "mlx" in packages(path)} == {"engine", "loaders"}
+
+
+def test_the_web_framework_stays_in_its_room() -> None:
+    places = {relative(path) for path in FILES if packages(path) & WEB}
+    assert all(place.startswith("deploy/http/") for place in places)
+
+
+def test_the_faces_of_rooms_hold_no_logic() -> None:
+    for path in FILES:
+        if path.name == "__init__.py":
+            body = ast.parse(path.read_text()).body
+            plain = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)
+            assert all(isinstance(node, plain) for node in body), relative(path)
