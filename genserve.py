@@ -7,8 +7,11 @@ serving = genserve.generation(model, tokenizer)
 print(serving.run("Why is the sky blue?", max_tokens=60).text)
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deploy.inline import Generation
 from engine.adapter import Adapter
@@ -20,16 +23,21 @@ from loaders.adapters import load_adapter
 from loaders.checkpoint import load_model
 from loaders.tokenizer import Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from actors.client import Client
+
 __all__ = [
     "Completion",
     "EngineOptions",
     "Generation",
     "Piece",
     "Refusal",
+    "connect",
     "generation",
     "load_adapter",
     "load_model",
     "load_tokenizer",
+    "start",
 ]
 
 
@@ -45,3 +53,20 @@ def generation(
         for name, adapter in (adapters or {}).items()
     }
     return Generation(model, tokenizer, loaded, options)
+
+
+def start(source: str | Path, **settings: Any) -> Client:
+    """A supervised system around a model, on Ray, and a client: `.generate`, `.stream`, `.batched_run`, `.cancel`.
+
+    `start("smollm2", adapters={"voice": "./my-voice"}, replicas=1, spares=1)`
+    """
+    from actors import system  # Ray takes a second to import, and not everyone needs it
+
+    return system.start(source, **settings)
+
+
+def connect(address: str = "auto", tenant: str = "") -> Client:
+    """A client of the system that runs already."""
+    from actors import system
+
+    return system.connect(address, tenant)

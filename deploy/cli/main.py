@@ -13,6 +13,10 @@ COMMANDS = {
     "inspect": "show what a model is made of, and which adapters fit it",
     "quantize": "turn a float checkpoint into one of a few bits a weight",
     "bench": "measure throughput and latency of a mixed load",
+    "serve": "run the whole system: supervised, and kept through crashes",
+    "status": "show the supervision tree of the system that runs",
+    "stop": "end the system that runs",
+    "chaos": "kill a part of the system that runs, to see that nobody notices",
 }
 
 

@@ -1,0 +1,123 @@
+"""Entry: one request as its request server sees it, from acceptance to the moment it is forgotten."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from actors.ledger_records import Accepted, Ended
+from engine.completion import Piece, Transcript
+from engine.event import ChoiceEnded, Event, FinishReason, PromptScored, Started, TokenEvent
+from engine.request import Request
+
+
+@dataclass(slots=True)
+class Entry:
+    """Owned by the Ledger, and changed by its records alone."""
+
+    request: Request
+    accepted: Accepted
+    transcript: Transcript
+    pieces: list[list[Piece]]  # by choice: a piece a token, and one more where the end brought no token
+    seen_at: float  # when its client last showed itself
+    epoch: str | None = None  # the model server that has it
+    is_alone: bool = False
+    crashes: int = 0  # of model servers that had it, since it last made progress
+    crashes_alone: int = 0
+    ended: Ended | None = None
+    finished_at: float | None = None
+    has_started: bool = False
+    has_scored_prompt: bool = False
+    owed: int = 0  # tokens of work that it may still take
+    early: list[Event] = field(default_factory=list)  # what was told beside the pieces
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finished_at is not None
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.transcript.tokens))
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it was on board of two crashes and got no further in between."""
+        return self.crashes >= 2
+
+    def to_send(self) -> Request:
+        """The request with the tokens it has already."""
+        tokens = self.transcript.tokens
+        return replace(self.request, resumed=tokens) if any(tokens) else self.request
+
+    def take(self, event: Event) -> bool:
+        """Take an event of the model server that has this request; False for what is known already."""
+        match event:
+            case TokenEvent(choice=choice, position=position):
+                is_next = self.is_open(choice) and position == len(self.pieces[choice])
+                return is_next and self._keep(event, choice)
+            case ChoiceEnded(choice=choice):
+                return self.is_open(choice) and self._keep(event, choice)
+            case Started():
+                is_first, self.has_started = not self.has_started, True
+                return is_first and self._note(event)
+            case PromptScored():
+                is_first, self.has_scored_prompt = not self.has_scored_prompt, True
+                return is_first and self._note(event)
+            case _:
+                return False
+
+    def is_open(self, choice: int) -> bool:
+        """Whether this choice exists and has not ended."""
+        if not 0 <= choice < len(self.pieces):
+            return False
+        pieces = self.pieces[choice]
+        return not pieces or pieces[-1].finish_reason is None
+
+    def misses(self, event: Event) -> bool:
+        """Whether something between what we have and this event was lost."""
+        return (
+            isinstance(event, TokenEvent)
+            and self.is_open(event.choice)
+            and event.position > len(self.pieces[event.choice])
+        )
+
+    def close(self, ended: Ended) -> None:
+        """End the choices that are open."""
+        self.ended = ended
+        reason: FinishReason = "abort" if ended.code is None else "error"
+        for choice in range(len(self.pieces)):
+            if self.is_open(choice):
+                self.take(ChoiceEnded(self.id, choice, reason, ended.message))
+
+    def history(self) -> list[Event]:
+        """All events taken so far, one choice after the other."""
+        events = list(self.early)
+        for pieces in self.pieces:
+            events.extend(event_of(self.id, piece) for piece in pieces)
+        return events
+
+    def since(self, had: tuple[int, ...]) -> list[Piece]:
+        """The pieces that a client has not got yet, given how many of each choice it has."""
+        return [piece for pieces, number in zip(self.pieces, had, strict=True) for piece in pieces[number:]]
+
+    def _keep(self, event: TokenEvent | ChoiceEnded, choice: int) -> bool:
+        piece = self.transcript.add(event)
+        assert piece is not None
+        self.pieces[choice].append(piece)
+        return True
+
+    def _note(self, event: Any) -> bool:
+        self.transcript.add(event)
+        self.early.append(event)
+        return True
+
+
+def event_of(request_id: str, piece: Piece) -> Event:
+    """The event that a piece came from."""
+    if piece.tokens:
+        (token,) = piece.tokens
+        return TokenEvent(request_id, piece.choice, piece.position, token, piece.finish_reason, piece.logprob)
+    assert piece.finish_reason is not None
+    return ChoiceEnded(request_id, piece.choice, piece.finish_reason, piece.message)

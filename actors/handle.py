@@ -1,0 +1,112 @@
+"""Handle: the system for programs that know Ray and nothing of ours. Keywords come in, plain dicts go out.
+
+    handle = ray.get_actor("genserve", namespace="genserve")
+    ray.get(handle.generate.remote(prompt="Why is the sky blue?", max_tokens=60))["text"]
+    for piece in handle.stream.remote(prompt="Tell me a story."):
+        print(ray.get(piece)["text"], end="")
+
+It holds nothing: the requests are with the request servers, and another handle can take up any of them by its id.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from actors.client import Client
+from actors.genserver import GenServer, NoReply, Stop
+from actors.node import enter, send_after
+from actors.process import RayNode
+from actors.public_actor import is_published, publish, withdraw
+from actors.system_config import HANDLE, SystemConfig
+from engine.completion import Piece
+from engine.refusal import Refusal
+
+PING_SECONDS = 1.0
+
+
+class Handle:
+    """The public actor. Expected trouble is a ValueError, "code: sentence", as nothing of ours is known out there."""
+
+    def __init__(self, num_partitions: int) -> None:
+        enter(RayNode())
+        self.client = Client(num_partitions)
+
+    async def ping(self) -> bool:
+        return True
+
+    async def generate(self, **words: Any) -> dict[str, Any]:
+        """One whole answer: id, text, tokens, finish_reason, usage."""
+        try:
+            return (await self.client.generate_async(**words)).to_dict()
+        except Refusal as refusal:
+            raise plain(refusal) from None
+
+    async def stream(self, **words: Any) -> AsyncIterator[dict[str, Any]]:
+        """What is new, piece by piece: id, position, text, tokens, and finish_reason in the last of each choice."""
+        try:
+            stream = await self.client.stream_async(**words)
+            async for pieces in stream.bursts():
+                for piece in pieces:
+                    yield piece_dict(stream.id, piece, words.get("n") or 1)
+        except Refusal as refusal:
+            raise plain(refusal) from None
+
+    async def batch(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Many answers, in order."""
+        try:
+            return [answer.to_dict() for answer in await self.client.batched_run_async([*map(dict, requests)])]
+        except Refusal as refusal:
+            raise plain(refusal) from None
+
+    async def cancel(self, id: str) -> bool:
+        """End a request; False if it had ended already."""
+        try:
+            return await self.client.cancel_async(id)
+        except Refusal as refusal:
+            raise plain(refusal) from None
+
+    async def stats(self) -> list[dict[str, Any]]:
+        """One dict a partition."""
+        return [asdict(found) for found in await asyncio.to_thread(self.client.stats)]
+
+
+def plain(refusal: Refusal) -> ValueError:
+    return ValueError(f"{refusal.code}: {refusal.message}")
+
+
+def piece_dict(request_id: str, piece: Piece, num_choices: int) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "id": request_id,
+        "position": piece.position,
+        "text": piece.text,
+        "tokens": list(piece.tokens),
+    }
+    if num_choices > 1:
+        told["choice"] = piece.choice
+    if piece.reasoning:
+        told["reasoning"] = piece.reasoning
+    if piece.logprob is not None:
+        told["logprob"] = piece.logprob._asdict()
+    if piece.finish_reason is not None:
+        told["finish_reason"] = piece.finish_reason
+    return told
+
+
+class HandleKeeper(GenServer):
+    """Sees to it that the public actor is there: its name has no epoch, so no supervisor could."""
+
+    trap_exit = True
+
+    def init(self, config: SystemConfig) -> None:
+        self.actor = publish(HANDLE, Handle, config.partitions)
+        send_after(PING_SECONDS, "ping")
+
+    def handle_info(self, message: object) -> NoReply | Stop:
+        if not is_published(HANDLE):
+            return Stop(("handle_died",))
+        send_after(PING_SECONDS, "ping")
+        return NoReply()
+
+    def terminate(self, reason: object) -> None:
+        withdraw(HANDLE)

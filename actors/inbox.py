@@ -1,0 +1,114 @@
+"""Inbox: one request as its client has it so far. Threads and event loops wait at it; it asks nobody for more."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from actors import refusals
+from actors.polls import End, Had, Part, PlainPiece, piece_of
+from engine import refusal as engine_refusals
+from engine.completion import Completion, Piece
+from engine.refusal import Refusal
+
+KINDS: dict[str, type[Refusal]] = {
+    kind.code: kind
+    for module in (engine_refusals, refusals)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Refusal) and "code" in vars(kind)
+}
+
+
+def refusal_of(code: str, message: str | None) -> Refusal:
+    """The refusal that a code stands for."""
+    return KINDS.get(code, Refusal)(message or code)
+
+
+class Inbox:
+    """Filled by one thread, read by one reader. `num_choices` None: the whole answer is wanted, and no pieces."""
+
+    def __init__(self, request_id: str, had: Had | None) -> None:
+        self.id = request_id
+        self.had: list[int] | None = None if had is None else list(had)
+        self.end: End | None = None
+        self.failure: Refusal | None = None
+        self._pieces: deque[Piece] = deque()
+        self._changed = threading.Condition()
+        self._wake: Callable[[], object] | None = None
+
+    @property
+    def wants(self) -> Had | None:
+        return None if self.had is None else tuple(self.had)
+
+    @property
+    def is_over(self) -> bool:
+        return self.end is not None or self.failure is not None
+
+    @property
+    def has_pieces(self) -> bool:
+        return bool(self._pieces)
+
+    def feed(self, part: Part) -> None:
+        """Take what is new; what came before is passed over."""
+        with self._changed:
+            for plain in part.pieces:
+                self._feed_piece(plain)
+            if part.end is not None:
+                self.end = part.end
+            self._notify()
+
+    def fail(self, refusal: Refusal) -> None:
+        with self._changed:
+            self.failure = refusal
+            self._notify()
+
+    def take(self, timeout: float | None = None) -> list[Piece]:
+        """What came since the last time, as soon as there is something; nothing once it is over."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._pieces or self.is_over, timeout):
+                raise TimeoutError(f"nothing came of request {self.id!r} within {timeout} s")
+            return self._drain()
+
+    async def take_async(self) -> list[Piece]:
+        event, loop = asyncio.Event(), asyncio.get_running_loop()
+        while True:
+            with self._changed:
+                if self._pieces or self.is_over:
+                    self._wake = None
+                    return self._drain()
+                self._wake = lambda: loop.call_soon_threadsafe(event.set)
+            await event.wait()
+            event.clear()
+
+    def ended(self) -> End:
+        """How it ended. Raises what ended it before its last token, unless that was its client's own wish."""
+        if self.failure is not None:
+            raise self.failure
+        assert self.end is not None
+        if self.end.code is not None:
+            raise refusal_of(self.end.code, self.end.message)
+        return self.end
+
+    def completion(self) -> Completion:
+        completion = self.ended().completion
+        assert completion is not None
+        return completion
+
+    def _feed_piece(self, plain: PlainPiece) -> None:
+        assert self.had is not None
+        choice, position = plain[:2]
+        if position < self.had[choice]:
+            return
+        self.had[choice] += 1
+        self._pieces.append(piece_of(plain))
+
+    def _drain(self) -> list[Piece]:
+        pieces = list(self._pieces)
+        self._pieces.clear()
+        return pieces
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        if self._wake is not None:
+            self._wake()
+            self._wake = None

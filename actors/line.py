@@ -1,0 +1,123 @@
+"""Line: a client program's way to one partition. One thread polls for all streams; a dead partition is waited for.
+
+Everything that a stream needs to go on after a crash is here: its id, and how many pieces it has.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import TypeVar
+
+from actors import request_server
+from actors.exits import CallFailed, NoProc
+from actors.inbox import Inbox
+from actors.node import whereis
+from actors.pid import Pid
+from actors.polls import Had, Poll
+from actors.refusals import Unavailable
+from actors.request_server import Accepted, Submit
+
+Answer = TypeVar("Answer")
+RETRY_SECONDS = 0.03
+POLL_SECONDS = 2.0
+
+
+class Line:
+    def __init__(self, name: str, patience_seconds: float, tenant: str = "") -> None:
+        self.name = name
+        self.patience_seconds = patience_seconds
+        self.tenant = tenant
+        self.listener = uuid.uuid4().hex
+        self._inboxes: dict[str, Inbox] = {}
+        self._polled: set[str] = set()  # of them, those that the partition is known to have
+        self._pid: Pid | None = None
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, message: Submit, inbox: Inbox, patience_seconds: float | None = None) -> Accepted:
+        """Have a request accepted, however often its partition dies meanwhile: the id makes it the same request."""
+        with self._changed:
+            self._inboxes[inbox.id] = inbox
+        try:
+            accepted = self.ask(lambda pid: request_server.submit(pid, message), patience_seconds)
+        except BaseException:
+            self.drop(inbox)
+            raise
+        self.follow(inbox)
+        return accepted
+
+    def follow(self, inbox: Inbox) -> None:
+        """Hear of a request that the partition has."""
+        with self._changed:
+            self._inboxes[inbox.id] = inbox
+            self._polled.add(inbox.id)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"line to {self.name}", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def drop(self, inbox: Inbox) -> None:
+        with self._changed:
+            if self._inboxes.get(inbox.id) is inbox:
+                del self._inboxes[inbox.id]
+                self._polled.discard(inbox.id)
+
+    def ask(self, question: Callable[[Pid], Answer], patience_seconds: float | None = None) -> Answer:
+        """Ask the partition's present process, and its next one if that dies; only for what may be said twice."""
+        patience = self.patience_seconds if patience_seconds is None else patience_seconds
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return question(self._present())
+            except (CallFailed, Unavailable) as trouble:
+                self._pid = None
+                if time.monotonic() > until:
+                    raise Unavailable(f"{self.name} does not answer: {trouble}") from None
+            time.sleep(RETRY_SECONDS)
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def _present(self) -> Pid:
+        pid = self._pid
+        if pid is None:
+            pid = self._pid = whereis(self.name)
+        if pid is None:
+            raise NoProc(self.name, "noproc")
+        return pid
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._polled or self._is_closed)
+                if self._is_closed:
+                    return
+                wants: dict[str, Had | None] = {name: self._inboxes[name].wants for name in self._polled}
+            self._poll(wants)
+
+    def _poll(self, wants: dict[str, Had | None]) -> None:
+        message = Poll(wants, POLL_SECONDS, self.listener, self.tenant)
+        try:
+            parts = self.ask(lambda pid: request_server.poll(pid, message))
+        except Unavailable as refusal:
+            self._fail_all(refusal)
+            return
+        for part in parts:
+            inbox = self._inboxes.get(part.id)
+            if inbox is None:
+                continue
+            if part.end is not None:
+                self.drop(inbox)
+            inbox.feed(part)
+
+    def _fail_all(self, refusal: Unavailable) -> None:
+        with self._changed:
+            inboxes = list(self._inboxes.values())
+            self._inboxes.clear()
+            self._polled.clear()
+        for inbox in inboxes:
+            inbox.fail(refusal)

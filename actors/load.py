@@ -1,0 +1,63 @@
+"""Load: how fast work is done, and whether more of it may be accepted. Counts predicted tokens; knows no request."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from actors.refusals import Overloaded
+
+WINDOW_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """Tokens of work done a second, over the last seconds in which there was any."""
+
+    window: deque[tuple[float, int]] = field(default_factory=deque)
+    total: int = 0
+
+    def record(self, now: float, num_tokens: int) -> None:
+        self.window.append((now, num_tokens))
+        self.total += num_tokens
+        while self.window[0][0] < now - WINDOW_SECONDS:
+            self.total -= self.window.popleft()[1]
+
+    def rate(self) -> float | None:
+        """None while too little was seen to say."""
+        if len(self.window) < 2:
+            return None
+        seconds = self.window[-1][0] - self.window[0][0]
+        return (self.total - self.window[0][1]) / seconds if seconds > 0.05 else None
+
+
+@dataclass(slots=True)
+class Load:
+    """The work accepted and not done, against its bound."""
+
+    max_tokens: int
+    owed_tokens: int = 0
+    pace: Pace = field(default_factory=Pace)
+
+    def check(self, cost: int, now: float, deadline: float | None) -> None:
+        """Refuse what is too much, and what could only be late."""
+        excess = self.owed_tokens + cost - self.max_tokens
+        if excess > 0 and self.owed_tokens:
+            raise Overloaded(
+                f"{self.owed_tokens} tokens of work are accepted and {self.max_tokens} is the limit; "
+                f"this request may take {cost} more",
+                retry_after_seconds=self.seconds_for(excess),
+            )
+        rate = self.pace.rate()
+        if deadline is None or rate is None or not self.owed_tokens:
+            return
+        late = now + (self.owed_tokens + cost) / rate - deadline
+        if late > 0:
+            raise Overloaded(
+                f"the work before it would make this request late: {deadline - now:.1f} s are left",
+                retry_after_seconds=self.seconds_for(math.ceil(late * rate)),
+            )
+
+    def seconds_for(self, num_tokens: int) -> float:
+        """How long so much work takes at the present pace."""
+        rate = self.pace.rate() or 100.0
+        return min(max(num_tokens / max(rate, 1.0), 0.1), 60.0)

@@ -1,0 +1,63 @@
+"""What model servers and request servers load when they start. Paths to functions, so a test can name its own."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.adapter import Adapter
+from engine.engine import Engine, EngineOptions
+from engine.kernels.choose import choose
+from engine.vocabulary import Vocabulary
+from engine.weights import Model
+from loaders.adapters import load_adapter
+from loaders.checkpoint import load_model
+from loaders.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Which model, and how it is brought into memory. Plain data, as it crosses processes."""
+
+    source: str
+    options: EngineOptions = field(default_factory=EngineOptions)
+    adapters: tuple[tuple[str, str], ...] = ()  # name, folder
+    make_engine: str = "actors.model_loading:make_engine"
+    make_tokenizer: str = "actors.model_loading:make_tokenizer"
+    read_adapter: str = "actors.model_loading:read_adapter"
+
+
+def function_at(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def make_engine(choice: ModelChoice) -> Engine:
+    """The model in memory, with an engine around it. MLX binds it to the thread that calls this."""
+    model = load_model(choice.source)
+    kernels = choose(model.config, model.weights, choice.options.block_size)
+    return Engine(model, kernels, choice.options, make_tokenizer(choice).vocabulary)
+
+
+def make_tokenizer(choice: ModelChoice) -> Any:
+    return load_tokenizer(choice.source)
+
+
+def read_adapter(path: str, model: Model) -> Adapter:
+    return load_adapter(Path(path), model_config=model.config)
+
+
+class ByteTokenizer:
+    """Text as its bytes: for models without a tokenizer, as tests make them."""
+
+    has_chat_template = False
+    vocabulary = Vocabulary(tuple(bytes([value]) for value in range(256)))
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+def bytes_tokenizer(choice: ModelChoice) -> ByteTokenizer:
+    return ByteTokenizer()

@@ -1,0 +1,184 @@
+"""Polls: clients that wait to hear of their requests. Knows what each has and wants; sends nothing by itself.
+
+A client asks for all its requests at once and says how many pieces of each it has, so the server keeps nothing about
+it that a crash could lose, and one message carries a step's tokens to all its streams.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from actors.entry import Entry
+from actors.ledger import Ledger
+from actors.pid import From
+from actors.refusals import UnknownRequest
+from engine.completion import Completion, Piece, Usage
+from engine.event import FinishReason, TokenLogprob
+
+Had = tuple[int, ...]
+PlainPiece = tuple[int, int, str, tuple[int, ...], FinishReason | None, str, TokenLogprob | None, str | None]
+"""The fields of a Piece: tuples cross processes at a fraction of a record's cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What a client has of each of its requests: pieces by choice, or None where it wants the whole answer at once."""
+
+    wants: dict[str, Had | None]
+    wait_seconds: float = 2.0
+    listener: str = ""  # what this client submits while it waits is added to its wants
+    tenant: str = ""
+
+
+class End(NamedTuple):
+    """How a request ended. `code` is a refusal's, if it did not end well."""
+
+    usage: Usage
+    prompt_logprobs: tuple[TokenLogprob, ...] | None
+    code: str | None
+    message: str | None
+    completion: Completion | None  # for who wanted the whole
+
+
+class Part(NamedTuple):
+    """What is new of one request."""
+
+    id: str
+    pieces: list[PlainPiece]
+    end: End | None
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One poll that is not answered yet."""
+
+    from_: From
+    poll: Poll
+    until: float
+    wants: dict[str, Had | None] = field(default_factory=dict)
+
+
+class Polls:
+    """Owned by one request server."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._waiting: dict[Any, Waiting] = {}  # by the call's reference
+        self._by_request: dict[str, set[Any]] = {}
+        self._by_listener: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def ask(self, poll: Poll, from_: From, now: float) -> list[Part]:
+        """What there is to say now; if nothing, the poll waits."""
+        parts = self.news(poll.wants, poll.tenant, now)
+        if parts or poll.wait_seconds <= 0:
+            return parts
+        waiting = Waiting(from_, poll, now + poll.wait_seconds, dict(poll.wants))
+        self._waiting[from_.ref] = waiting
+        for request_id in poll.wants:
+            self._by_request.setdefault(request_id, set()).add(from_.ref)
+        if poll.listener:
+            self._by_listener[poll.listener] = from_.ref
+        return []
+
+    def join(self, listener: str, request_id: str, had: Had | None) -> None:
+        """A client that waits has submitted one more."""
+        ref = self._by_listener.get(listener)
+        if ref in self._waiting:
+            self._waiting[ref].wants[request_id] = had
+            self._by_request.setdefault(request_id, set()).add(ref)
+
+    def wake(self, request_ids: set[str], now: float) -> list[tuple[From, list[Part]]]:
+        """The answers to those polls for which there is news."""
+        refs = {ref for request_id in request_ids for ref in self._by_request.get(request_id, ())}
+        answers = []
+        for ref in refs:
+            waiting = self._waiting[ref]
+            wants = {name: had for name, had in waiting.wants.items() if name in request_ids}
+            parts = self.news(wants, waiting.poll.tenant, now)
+            if parts:
+                answers.append((self._end(ref), parts))
+        return answers
+
+    def expire(self, now: float) -> list[From]:
+        """Polls that waited long enough; while they did, their clients were there."""
+        for waiting in self._waiting.values():
+            self.touch(waiting.wants, now)
+        return [self._end(ref) for ref, waiting in list(self._waiting.items()) if waiting.until <= now]
+
+    def touch(self, wants: dict[str, Had | None], now: float) -> None:
+        for request_id in wants:
+            entry = self.ledger.entries.get(request_id)
+            if entry is not None:
+                entry.seen_at = now
+
+    def news(self, wants: dict[str, Had | None], tenant: str, now: float) -> list[Part]:
+        parts = []
+        for request_id, had in wants.items():
+            entry = self.ledger.entries.get(request_id)
+            if entry is None or entry.request.tenant != tenant or not fits(had, entry):
+                parts.append(unknown(request_id))
+                continue
+            entry.seen_at = now
+            part = part_of(entry, had)
+            if part is not None:
+                parts.append(part)
+        return parts
+
+    def _end(self, ref: Any) -> From:
+        waiting = self._waiting.pop(ref)
+        for request_id in waiting.wants:
+            refs = self._by_request.get(request_id)
+            if refs is not None:
+                refs.discard(ref)
+                if not refs:
+                    del self._by_request[request_id]
+        if self._by_listener.get(waiting.poll.listener) == ref:
+            del self._by_listener[waiting.poll.listener]
+        return waiting.from_
+
+
+def fits(had: Had | None, entry: Entry) -> bool:
+    """Whether a client can have had that: a number for each choice, within what there can be."""
+    most = entry.request.sampling.max_tokens + 1
+    return had is None or (len(had) == len(entry.pieces) and min(had) >= 0 and max(had) <= most)
+
+
+def part_of(entry: Entry, had: Had | None) -> Part | None:
+    if had is None:
+        return Part(entry.id, [], end_of(entry, is_whole=True)) if entry.is_finished else None
+    pieces = [plain_piece(piece) for piece in entry.since(had)]
+    if not pieces and not entry.is_finished:
+        return None
+    return Part(entry.id, pieces, end_of(entry, is_whole=False) if entry.is_finished else None)
+
+
+def end_of(entry: Entry, *, is_whole: bool) -> End:
+    completion = entry.transcript.completion()
+    code = message = None
+    if entry.ended is not None:
+        code, message = entry.ended.code, entry.ended.message
+    return End(completion.usage, completion.prompt_logprobs, code, message, completion if is_whole else None)
+
+
+def unknown(request_id: str) -> Part:
+    message = f"no request has the id {request_id[:60]!r}, or not so many pieces"
+    return Part(request_id, [], End(Usage(0, 0), None, UnknownRequest.code, message, None))
+
+
+def plain_piece(piece: Piece) -> PlainPiece:
+    return (
+        piece.choice,
+        piece.position,
+        piece.text,
+        piece.tokens,
+        piece.finish_reason,
+        piece.reasoning,
+        piece.logprob,
+        piece.message,
+    )
+
+
+def piece_of(plain: PlainPiece) -> Piece:
+    return Piece(*plain)

@@ -1,0 +1,50 @@
+"""SystemConfig: everything that a running system is made from, as plain data; and the names of its processes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from actors.birth import NO_RESOURCES, Resources
+from actors.journal import Level
+from actors.ledger import LedgerOptions
+from actors.model_loading import ModelChoice
+from actors.supervision import ChildSpec
+
+ROOT = "genserve"
+HANDLE = "genserve"  # the public actor; processes of ours have an epoch in their names, so they never meet
+
+
+@dataclass(frozen=True, slots=True)
+class SystemConfig:
+    """One system: a model, its replicas, and how requests are kept."""
+
+    choice: ModelChoice
+    directory: str  # journals and progress files
+    level: Level = "kill-safe"
+    partitions: int = 1
+    replicas: int = 1  # model servers at work
+    spares: int = 0  # model servers kept warm beside them
+    limits: LedgerOptions = field(default_factory=LedgerOptions)
+    max_restarts: int = 3
+    max_seconds: float = 5.0
+    watch_seconds: float = 0.25  # between two looks of the watchdog
+    resources: Resources = NO_RESOURCES  # of each model server
+    doors: tuple[ChildSpec, ...] = ()  # more children, after the request servers: the HTTP server
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return tuple(f"{ROOT}.models.model-{number}" for number in range(self.replicas + self.spares))
+
+    @property
+    def partition_names(self) -> tuple[str, ...]:
+        return partition_names(self.partitions)
+
+    @property
+    def models_supervisor(self) -> str:
+        return f"{ROOT}.models"
+
+    def journal_directory(self, partition: int) -> Path:
+        return Path(self.directory) / f"requests-{partition}"
+
+
+def partition_names(count: int) -> tuple[str, ...]:
+    return tuple(f"{ROOT}.requests.requests-{number}" for number in range(count))

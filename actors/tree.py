@@ -1,0 +1,172 @@
+"""Tree: who starts whom, as data. The root is found or started by whoever needs it; the first one wins.
+
+    root supervisor          one_for_one
+    +- registry              keys -> pids
+    +- models                one model server a replica, and spares
+    +- requests              one request server a partition
+    +- doors                 the HTTP server, where there is one
+    +- handle                the public actor for programs that know only Ray
+    +- watchdog              sees progress stop
+
+The children find each other by name, and again after a death, so none has to be started anew because another was.
+With rest_for_one the death of the models' supervisor ended the request servers first; a root that was killed in the
+middle of that left nobody to bring it back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actors.child import ChildInfo
+from actors.exits import SHUTDOWN, AlreadyStarted, CallFailed, Reason
+from actors.genserver import Continue, NoReply, Started, Stop
+from actors.messages import Forgive
+from actors.node import spawn, whereis
+from actors.pid import Pid
+from actors.supervision import ChildSpec, Policy, RestartWindow
+from actors.supervisor import Supervisor, which_children
+from actors.sys import stop
+from actors.system_config import ROOT, SystemConfig
+
+STOP_SECONDS = 20.0
+
+
+class SteadySupervisor(Supervisor):
+    """One that comes back among living children, and does not end them because another one fails just then.
+
+    A supervisor whose first start fails ends what it has started, which is right where nothing was there before.
+    Here it may have taken over a loaded model and running requests; the failing child is tried again instead, and
+    counts as a restart.
+    """
+
+    is_starting = False
+
+    def init(self, policy: Policy, specs: Sequence[ChildSpec] = ()) -> Started:
+        self.is_starting = True
+        answer = super().init(policy, specs)
+        self.is_starting = False
+        failing = next((child for child in self.children if child.is_restarting), None)
+        if failing is None:
+            return answer
+        return Continue(failing.spec.id)
+
+    def handle_continue(self, value: object) -> NoReply | Stop:
+        failing = self.children.find(str(value))
+        return self._restart(failing) if failing is not None and failing.is_restarting else NoReply()
+
+    def terminate(self, reason: Reason) -> None:
+        if not self.is_starting:
+            super().terminate(reason)
+
+
+class ModelSupervisor(SteadySupervisor):
+    """One that can be told that a death was a request's doing, and is not to be counted."""
+
+    def handle_cast(self, message: object) -> NoReply:
+        if isinstance(message, Forgive) and message.model not in self.forgiven():
+            self._forgiven.append(message.model)
+            self.window = forgiving(self.window)
+        return NoReply()
+
+    def forgiven(self) -> list[Pid]:
+        """Those that were forgiven: several request servers tell of one death."""
+        if not hasattr(self, "_forgiven"):
+            self._forgiven: list[Pid] = []
+        return self._forgiven
+
+
+def forgiving(window: RestartWindow) -> RestartWindow:
+    return replace(window, times=window.times[:-1])
+
+
+def root_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
+    """The children of the root, in the order in which they start."""
+    policy = Policy("one_for_one", config.max_restarts, config.max_seconds)
+    models = ("actors.tree:ModelSupervisor", policy, model_children(config))
+    requests = ("actors.tree:SteadySupervisor", policy, request_children(config))
+    return (
+        ChildSpec("registry", ("actors.registry:Registry",)),
+        ChildSpec("models", models, type="supervisor"),
+        ChildSpec("requests", requests, type="supervisor"),
+        *config.doors,
+        ChildSpec("handle", ("actors.handle:HandleKeeper", config)),
+        ChildSpec("watchdog", ("actors.watchdog:Watchdog", config)),
+    )
+
+
+def model_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
+    start = ("actors.model_server:ModelServer", config.choice, config.directory, config.partition_names)
+    return tuple(
+        ChildSpec(name.rpartition(".")[2], start, resources=config.resources, shutdown=2.0)
+        for name in config.model_names
+    )
+
+
+def request_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
+    return tuple(
+        ChildSpec(name.rpartition(".")[2], ("actors.request_server:RequestServer", config, number, True), shutdown=2.0)
+        for number, name in enumerate(config.partition_names)
+    )
+
+
+def start_root(config: SystemConfig) -> Pid:
+    """The root supervisor: started, or found where another was quicker."""
+    policy = Policy("one_for_one", config.max_restarts, config.max_seconds)
+    try:
+        return spawn("actors.tree:SteadySupervisor", policy, root_children(config), name=ROOT, timeout=None)
+    except AlreadyStarted as taken:
+        return taken.pid
+
+
+def stop_root() -> bool:
+    """End everything, in reverse order; False if nothing ran."""
+    root = whereis(ROOT)
+    if root is None:
+        return False
+    stop(root, SHUTDOWN, STOP_SECONDS)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNode:
+    """One process of the tree, as `genserve status` shows it."""
+
+    id: str
+    pid: str | None
+    state: str
+    restarts: int
+    last_reason: str | None
+    children: tuple["TreeNode", ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "pid": self.pid,
+            "state": self.state,
+            "restarts": self.restarts,
+            "last_reason": self.last_reason,
+            "children": [child.to_dict() for child in self.children],
+        }
+
+
+def status() -> TreeNode | None:
+    """The tree as it is; None if nothing runs."""
+    root = whereis(ROOT)
+    if root is None:
+        return None
+    return TreeNode("root", str(root), "running", root.epoch - 1, None, children_of(root))
+
+
+def children_of(supervisor: Pid) -> tuple[TreeNode, ...]:
+    try:
+        return tuple(node_of(info) for info in which_children(supervisor))
+    except CallFailed:
+        return ()
+
+
+def node_of(info: ChildInfo) -> TreeNode:
+    below = children_of(info.pid) if info.type == "supervisor" and info.pid is not None else ()
+    # a pid's epoch counts the lives of a name, also those that an earlier supervisor restarted
+    restarts = info.num_restarts if info.pid is None else max(info.num_restarts, info.pid.epoch - 1)
+    reason = None if info.last_reason is None else str(info.last_reason)
+    return TreeNode(info.id, None if info.pid is None else str(info.pid), info.state, restarts, reason, below)

@@ -1,0 +1,258 @@
+"""The CPU kernels beside llama.cpp and mlx-lm: same weights, same prompts, turn by turn in one run.
+
+    python -m benchmarks.cpu --model SmolLM2-135M-Instruct.Q4_1.gguf --llama-python /path/to/venv/bin/python
+    python -m benchmarks.cpu --made-up qwen2-1.5b
+
+llama.cpp is taken from whatever environment `--llama-python` names, this one by default. To make one that is built for
+this machine: `python -m venv v && v/bin/pip install --no-binary llama-cpp-python llama-cpp-python numpy`.
+Without it, its columns stay empty.
+
+Each figure is the median over rounds, in which the systems take turns. The machine's limits, bytes read and float
+operations a second, are measured in the same run, and every figure of ours is given as a part of both.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from benchmarks.made_up_gguf import write_made_up
+from engine.batch import Batch, Chunk
+from engine.cache import KVCache
+from engine.kernels.cpu import _native
+from engine.kernels.cpu.column import CpuKernels
+from engine.kernels.cpu.packed import PackedTensor
+from engine.weights import Model, Weights
+from loaders.checkpoint import load_model
+
+BLOCK = 16
+
+
+class Ours:
+    """The column as the engine runs it: a step is launched before the one before is read."""
+
+    def __init__(self, model: Model) -> None:
+        self.kernels = CpuKernels(model.config, BLOCK, takes_weights=True)
+        self.weights = self.kernels.prepare(model.weights)
+        self.config = model.config
+
+    def launch(
+        self, cache: KVCache, tables: np.ndarray, tokens: mx.array, positions: np.ndarray, chunk: bool
+    ) -> mx.array:
+        count = len(positions)
+        sequence_of = np.zeros(count, np.int32) if chunk else np.arange(count, dtype=np.int32)
+        batch = Batch(
+            tokens=tokens,
+            positions=mx.array(positions),
+            slots=mx.array(tables[sequence_of, positions // BLOCK] * BLOCK + positions % BLOCK),
+            sequence_of=mx.array(sequence_of),
+            block_tables=mx.array(tables),
+            output_rows=mx.array([count - 1]) if chunk else mx.array(sequence_of),
+            adapter_of=None,
+            num_decode_rows=0 if chunk else count,
+            max_decode_context=0,
+            chunks=(Chunk(0, count, int(positions[-1]) + 1, 0),) if chunk else (),
+        )
+        x = self.kernels.embed(self.weights, batch.tokens)
+        x = self.kernels.layers(x, self.weights, cache, batch, None)
+        logits = self.kernels.logits(x, self.weights, batch.output_rows)
+        drawn = self.kernels.draw(logits, mx.zeros((logits.shape[0], 5)), is_greedy=True, is_filtered=False)
+        mx.async_eval(drawn)
+        return drawn
+
+    def decode(self, num_sequences: int, prompt: int, tokens: int) -> float:
+        """Seconds of a step that gives every sequence one token."""
+        width = -(-(prompt + tokens + 1) // BLOCK)
+        tables = np.arange(num_sequences * width, dtype=np.int32).reshape(num_sequences, width)
+        cache = KVCache(self.config, tables.size, BLOCK, self.kernels.cache_dtype)
+        drawn = []
+        for line in tables:
+            for first in range(0, prompt, 512):
+                positions = np.arange(first, min(prompt, first + 512), dtype=np.int32)
+                last = self.launch(cache, line[None], mx.array(positions * 7 % 1000), positions, True)
+            drawn.append(last)
+        current = mx.concatenate(drawn)
+        mx.eval(current)
+        seconds = []
+        for step in range(tokens):
+            began = time.perf_counter()
+            following = self.launch(cache, tables, current, np.full(num_sequences, prompt + step, np.int32), False)
+            np.array(current)
+            current = following
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds[2:])
+
+    def prefill(self, prompt: int) -> float:
+        """Seconds from a prompt to its first token."""
+        tables = np.arange(-(-prompt // BLOCK), dtype=np.int32)[None]
+        cache = KVCache(self.config, tables.size, BLOCK, self.kernels.cache_dtype)
+        mx.eval(cache.arrays())
+        began, drawn = time.perf_counter(), mx.zeros((1,))
+        for first in range(0, prompt, 512):
+            positions = np.arange(first, min(prompt, first + 512), dtype=np.int32)
+            drawn = self.launch(cache, tables, mx.array(positions * 7 % 1000), positions, True)
+        np.array(drawn)
+        return time.perf_counter() - began
+
+
+class Child:
+    """llama.cpp in a process of its own."""
+
+    def __init__(self, python: str, model: Path, num_threads: int) -> None:
+        worker = Path(__file__).with_name("llama_cpp_worker.py")
+        command = [python, str(worker), str(model), str(num_threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.read()
+
+    def read(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise OSError("the child has ended")
+        return json.loads(line)
+
+    def ask(self, *call: Any) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(call) + "\n")
+        self.process.stdin.flush()
+        return float(self.read())
+
+
+class MlxLm:
+    """mlx-lm on the same tensors."""
+
+    def __init__(self, model: Model) -> None:
+        from loaders.mlx_lm_model import mlx_lm_model
+
+        self.model = mlx_lm_model(model)
+
+    def decode(self, num_sequences: int, prompt: int, tokens: int) -> float:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache = make_prompt_cache(self.model)
+        ids = mx.array([[(p * 7 + s) % 1000 for p in range(prompt)] for s in range(num_sequences)])
+        drawn = self.model(ids, cache=cache)[:, -1:].argmax(-1)
+        mx.eval(drawn)
+        seconds = []
+        for _ in range(tokens):
+            began = time.perf_counter()
+            drawn = self.model(drawn, cache=cache)[:, -1:].argmax(-1)
+            mx.eval(drawn)
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
+
+    def prefill(self, prompt: int) -> float:
+        began = time.perf_counter()
+        mx.eval(self.model(mx.array([[p * 7 % 1000 for p in range(prompt)]]))[:, -1:].argmax(-1))
+        return time.perf_counter() - began
+
+
+def limits(num_threads: int) -> tuple[float, float]:
+    """Bytes read, and float operations, that this machine does in a second with so many threads."""
+    big = [np.ones(24 << 20, np.float32) for _ in range(num_threads)]
+    square = [np.ones((1024, 1024), np.float32) for _ in range(num_threads)]
+
+    def best(work: Callable[[np.ndarray], Any], on: list[np.ndarray]) -> float:
+        with ThreadPoolExecutor(num_threads) as threads:
+            seconds = []
+            for _ in range(5):
+                began = time.perf_counter()
+                list(threads.map(work, on))
+                seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    bytes_read = sum(a.nbytes for a in big) / best(lambda a: a.max(), big)
+    flops = num_threads * 2 * 1024**3 / best(lambda a: a @ a, square)
+    return bytes_read, flops
+
+
+def weights_bytes(weights: Weights) -> int:
+    """What a decoding step must read."""
+    matrices = [tensor for name, tensor in weights.named() if isinstance(tensor, PackedTensor)]
+    tables = 0 if weights.lm_head is None else weights.embed_tokens.num_bytes  # type: ignore[attr-defined]
+    return sum(tensor.num_bytes for tensor in matrices) - tables
+
+
+def flops_of(weights: Weights, is_with_head: bool) -> int:
+    """Float operations of one row."""
+    named = {name: t.matrix.shape for name, t in weights.named() if isinstance(t, PackedTensor)}
+    head = named.pop("lm_head.weight", named["model.embed_tokens.weight"])
+    named.pop("model.embed_tokens.weight")
+    return 2 * (sum(r * c for r, c in named.values()) + (head[0] * head[1] if is_with_head else 0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a GGUF file")
+    parser.add_argument("--made-up", choices=["qwen2-1.5b"], help="a random model of this shape instead")
+    parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
+    parser.add_argument("--mlx-lm", action="store_true", help="measure mlx-lm too: slow")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as this process may use cores")
+    parser.add_argument("--only-decode", action="store_true", help="one stream alone")
+    chosen = parser.parse_args()
+    mx.set_default_device(mx.cpu)
+    _native.set_num_threads(chosen.threads)
+    with tempfile.TemporaryDirectory() as directory:
+        path = chosen.model or write_made_up(Path(directory) / "made-up.gguf", chosen.made_up or "qwen2-1.5b")
+        measure(path, chosen)
+
+
+def measure(path: Path, chosen: argparse.Namespace) -> None:
+    threads = _native.num_threads()
+    mlx_lm = MlxLm(load_model(str(path))) if chosen.mlx_lm else None
+    ours = Ours(load_model(str(path)))
+    try:
+        llama = Child(chosen.llama_python, path, threads)
+    except OSError:
+        llama = None
+        print("llama-cpp-python is not there; see --help for how to get it")
+    works: list[tuple[str, tuple[Any, ...], int, bool]] = [("1 stream", ("decode", 1, 16, 64), 1, True)]
+    if not chosen.only_decode:
+        works += [
+            ("16 streams", ("decode", 16, 16, 32), 16, True),
+            ("prompt of 512", ("prefill", 512), 512, False),
+            ("prompt of 16", ("prefill", 16), 16, False),
+            ("1 stream at 100", ("decode", 1, 100, 32), 1, True),
+            ("1 stream at 4000", ("decode", 1, 4000, 16), 1, True),
+        ]
+    print(f"{threads} threads, {_native.instruction_set()}, {weights_bytes(ours.weights) / 1e6:.0f} MB of weights")
+    print("work               ours tok/s   ms    llama.cpp  ratio   mlx-lm    of bytes/s  of flop/s")
+    for name, (method, *given), tokens, is_with_head in works:
+        times: dict[str, list[float]] = {"ours": [], "llama": [], "mlx": []}
+        machine = []
+        for turn in range(chosen.rounds):
+            times["ours"].append(getattr(ours, method)(*given))
+            if llama is not None:
+                times["llama"].append(llama.ask(method, *given))
+            if mlx_lm is not None and turn == 0:
+                few = given[:2] + [3] if method == "decode" else given
+                times["mlx"].append(getattr(mlx_lm, method)(*few))
+            machine.append(limits(threads))
+        mine = statistics.median(times["ours"])
+        bytes_per_second, flops = (max(column) for column in zip(*machine, strict=True))
+        rows = tokens if is_with_head else 0
+        work = tokens * flops_of(ours.weights, False) + max(rows, 1) * (
+            flops_of(ours.weights, True) - flops_of(ours.weights, False)
+        )
+        theirs = tokens / statistics.median(times["llama"]) if times["llama"] else float("nan")
+        slow = tokens / times["mlx"][0] if times["mlx"] else float("nan")
+        print(
+            f"{name:17} {tokens / mine:10.1f} {mine * 1e3:8.1f} {theirs:9.1f} {tokens / mine / theirs:6.2f} {slow:8.1f}"
+            f" {weights_bytes(ours.weights) / mine / bytes_per_second:12.0%} {work / mine / flops:10.0%}"
+        )
+    print(f"limits: {bytes_per_second / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()

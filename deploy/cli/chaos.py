@@ -1,0 +1,20 @@
+"""genserve chaos: kill a part of the system that runs here, to see that no client notices."""
+
+import argparse
+
+from actors import chaos
+from actors.system import connect
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="kill")
+    kill = actions.add_parser("kill", help="SIGKILL one process")
+    kill.add_argument("part", choices=("model", "request", "supervisor"))
+    kill.add_argument("--number", type=int, default=0, help="which one, where there are several")
+    kill.add_argument("--address", default="auto", help="the Ray that it runs on")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    connect(arguments.address)
+    print(f"killed {chaos.kill(arguments.part, arguments.number)}")
+    return 0

@@ -1,0 +1,78 @@
+"""genserve serve: the whole system in the foreground. Ctrl-C lets what runs end; a second one does not wait."""
+
+import argparse
+import signal
+from pathlib import Path
+from types import FrameType
+
+from actors.client import Client
+from actors.model_loading import ModelChoice
+from actors.system import default_directory, start_system, stay, stop
+from actors.system_config import SystemConfig
+from deploy.cli.progress import errors, shown_progress
+from engine.limits import check_integer
+from engine.refusal import BadRequest
+from loaders.sources import locate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="a directory, a .gguf file, a hub id or a short name")
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH", help="may be given often")
+    parser.add_argument("--replicas", type=int, default=1, help="model servers at work")
+    parser.add_argument("--spares", type=int, default=0, help="model servers kept warm for when one dies")
+    parser.add_argument("--partitions", type=int, default=1, help="request servers")
+    parser.add_argument("--power-safe", action="store_true", help="accept nothing before it is on the disk itself")
+    parser.add_argument("--directory", type=Path, help="where journals are kept (default: below ~/.genserve)")
+    parser.add_argument("--address", help="a Ray to join; without it one is started here")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = config_of(arguments)
+    signal.signal(signal.SIGTERM, as_interrupt)
+    with errors.status("starting"):
+        client = start_system(config, address=arguments.address)
+    errors.print("genserve is running. Ctrl-C ends it when all answers are given; a second one ends it at once.")
+    try:
+        stay(config)
+    except KeyboardInterrupt:
+        end(client)
+    return 0
+
+
+def end(client: Client) -> None:
+    """Give the answers that were promised, unless told again not to wait."""
+    try:
+        with errors.status("giving the answers that were promised"):
+            client.drain()
+    except KeyboardInterrupt:
+        errors.print("not waiting; what was accepted is in the journal")
+    finally:
+        stop()
+
+
+def as_interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def config_of(arguments: argparse.Namespace) -> SystemConfig:
+    """The system that the arguments ask for."""
+    check_integer("replicas", arguments.replicas, 1, 64)
+    check_integer("partitions", arguments.partitions, 1, 64)
+    check_integer("spares", arguments.spares, 0, 8)
+    with shown_progress() as on_progress:
+        place = locate(arguments.model, on_progress)  # fetched here, where its progress is seen
+    return SystemConfig(
+        ModelChoice(str(place), adapters=tuple(map(name_and_path, arguments.adapter))),
+        str(arguments.directory or default_directory(arguments.model)),
+        level="power-safe" if arguments.power_safe else "kill-safe",
+        partitions=arguments.partitions,
+        replicas=arguments.replicas,
+        spares=arguments.spares,
+    )
+
+
+def name_and_path(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise BadRequest(f"an adapter is given as NAME=PATH; got {text!r}", "adapter")
+    return name, path

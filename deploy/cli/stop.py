@@ -1,0 +1,20 @@
+"""genserve stop: end the system that runs here, in reverse order of its start."""
+
+import argparse
+
+from actors.system import connect, stop
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--now", action="store_true", help="do not wait for answers under way; they stay in the journal"
+    )
+    parser.add_argument("--address", default="auto", help="the Ray that it runs on")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    client = connect(arguments.address)
+    if not arguments.now:
+        client.drain()
+    stop()
+    return 0

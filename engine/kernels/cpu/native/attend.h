@@ -1,0 +1,333 @@
+// Softmax attention of some queries to one split of their sequence's keys.
+//
+// Queries that share a key head go together, so that a key is read once for all of them. Scores are sums over lanes
+// of dimensions, joined by one fixed tree; values are added key after key. A split is SPLIT keys counted from
+// position 0, whatever the chunk, so a row meets the same splits in decode and in prefill.
+#pragma once
+#include "kernels.h"
+#include "rows.h"
+
+namespace genserve::ISA {
+
+INLINE float minus_infinity() { return -__builtin_inff(); }
+
+constexpr int TOGETHER = STAGED;  // values that are added for one head before the next has its turn
+
+constexpr int padded(int size) { return (size + LANES - 1) / LANES * LANES; }
+
+template <Format FORMAT>
+struct Element {
+  using Type = float;
+};
+template <>
+struct Element<Format::float16> {
+  using Type = uint16_t;
+};
+template <>
+struct Element<Format::int8> {
+  using Type = int8_t;
+};
+
+INLINE void copy(const void* from, void* to, size_t bytes) {
+  const auto* p = static_cast<const uint8_t*>(from);
+  auto* q = static_cast<uint8_t*>(to);
+  size_t i = 0;
+  for (; i + sizeof(Vec) <= bytes; i += sizeof(Vec))
+    store(reinterpret_cast<float*>(q + i), load(reinterpret_cast<const float*>(p + i)));
+  if (i < bytes) __builtin_memcpy(q + i, p + i, bytes - i);
+}
+
+// A cached vector of one head. IS_WHOLE: its size fills its last vector register.
+template <Format FORMAT, bool IS_WHOLE>
+struct CachedVector {
+  const typename Element<FORMAT>::Type* data;
+  float scale;
+  int size;
+
+  ALWAYS_INLINE Vec at(int i) const {
+    Vec x;
+    if (IS_WHOLE || i + LANES <= size) {
+      x = load(data + i);
+    } else {
+      typename Element<FORMAT>::Type some[LANES] = {};
+      __builtin_memcpy(some, data + i, (size - i) * sizeof some[0]);
+      x = load(some);
+    }
+    if constexpr (FORMAT == Format::int8) x = mul(x, broadcast(scale));
+    return x;
+  }
+};
+
+// The vectors of some heads where the cache has them, by slot; a slot's heads lie side by side.
+template <Format FORMAT, bool IS_WHOLE>
+struct Cached {
+  using Type = typename Element<FORMAT>::Type;
+  const Type* data;
+  const float* scales;
+  const int32_t* slots;
+  int heads, head, count, size;
+  Type* staged;         // (STAGED, count, size)
+  float* staged_scales;  // (STAGED, count)
+  int first = 0;
+
+  // Brings keys [key, last) near, reading the cache in its own order: only so does the machine read ahead.
+  ALWAYS_INLINE void stage(int key, int last) {
+    first = key;
+    for (; key < last; ++key) {
+      const size_t index = static_cast<size_t>(slots[key]) * heads + head;
+      copy(data + index * size, staged + static_cast<size_t>(key - first) * count * size, count * size * sizeof(Type));
+      if (FORMAT == Format::int8)
+        for (int h = 0; h < count; ++h) staged_scales[(key - first) * count + h] = scales[index + h];
+    }
+  }
+  ALWAYS_INLINE CachedVector<FORMAT, IS_WHOLE> operator()(int key, int h) const {
+    const int index = (key - first) * count + h;
+    return {staged + static_cast<size_t>(index) * size, FORMAT == Format::int8 ? staged_scales[index] : 1.0f, size};
+  }
+};
+// One head's as floats, side by side.
+struct Widened {
+  const float* data;
+  int size;
+  ALWAYS_INLINE void stage(int, int) {}
+  ALWAYS_INLINE CachedVector<Format::float32, true> operator()(int key, int) const {
+    return {data + static_cast<size_t>(key) * size, 1.0f, size};
+  }
+};
+
+// Products of N queries with four keys, summed over runs of four lanes.
+template <int N, class Keys>
+INLINE void score(const float* const* q, const Keys& keys, int head, int key, int last, int size, Vec* runs) {
+  const auto key0 = keys(key < last ? key : last - 1, head), key1 = keys(key + 1 < last ? key + 1 : last - 1, head);
+  const auto key2 = keys(key + 2 < last ? key + 2 : last - 1, head);
+  const auto key3 = keys(key + 3 < last ? key + 3 : last - 1, head);
+  Vec sums[N][4];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[n][j] = zero();
+  for (int i = 0; i < size; i += LANES) {
+    const Vec k[4] = {key0.at(i), key1.at(i), key2.at(i), key3.at(i)};
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      Vec each = load(q[n] + i);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sums[n][j] = fma(k[j], each, sums[n][j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) runs[n * (LANES / 4)] = sum_runs(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+}
+
+// out[n] += weights[n][key] * value of keys [first, last), N queries, V vectors of dimensions from `i` on.
+template <int N, int V, class Values>
+INLINE void add_values(
+    const float* weights, const Values& values, int head, int first, int last, int i, int stride, float* out) {
+  Vec sums[N][V];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[n][v] = load(out + static_cast<size_t>(n) * stride + i + v * LANES);
+  for (int key = first; key < last; ++key) {
+    const auto value = values(key, head);
+    Vec each[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) each[v] = value.at(i + v * LANES);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      Vec weight = broadcast(weights[n * SPLIT + key]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[n][v] = fma(each[v], weight, sums[n][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(out + static_cast<size_t>(n) * stride + i + v * LANES, sums[n][v]);
+}
+
+template <int N, class Values>
+void add_values(
+    const float* weights, const Values& values, int head, int first, int last, int size, float* out) {
+  if (first >= last) return;
+  int i = 0;
+  for (; i + 4 * LANES <= size; i += 4 * LANES) add_values<N, 4>(weights, values, head, first, last, i, size, out);
+  for (; i < size; i += LANES) add_values<N, 1>(weights, values, head, first, last, i, size, out);
+}
+
+// Weights of one query's keys in [first, last), zero beside them; -inf and 0 if it sees none.
+INLINE Partial soften(float* scores, int first, int last) {
+  if (first >= last) return {minus_infinity(), 0.0f};
+  const int begin = first / LANES * LANES;
+  Vec least = broadcast(minus_infinity()), biggest = least, from = broadcast(static_cast<float>(first));
+  Vec to = broadcast(static_cast<float>(last));
+  for (int i = begin; i < last; i += LANES) {
+    Vec key = add(lane_numbers(), broadcast(static_cast<float>(i)));
+    Vec s = where_less(key, from, least, where_less(key, to, load(scores + i), least));
+    store(scores + i, s);
+    biggest = max(biggest, s);
+  }
+  Partial p{largest(biggest), 0.0f};
+  Vec sums = zero();
+  for (int i = begin; i < last; i += LANES) {
+    Vec weight = exp(sub(load(scores + i), broadcast(p.largest)));
+    store(scores + i, weight);
+    sums = add(sums, weight);
+  }
+  p.sum = sum(sums);
+  return p;
+}
+
+// The keys of [first, last) that query n sees.
+struct Run {
+  int first, last;
+};
+INLINE Run seen(const Queries& queries, int n, int first, int last) {
+  return {queries.first[n] > first ? queries.first[n] : first, queries.last[n] < last ? queries.last[n] : last};
+}
+
+// Each query sees its own run of keys: what all N see goes together, the rest one by one, always in order.
+template <int N, class Values>
+void add_values_of(
+    const Queries& queries, int n0, const float* weights, const Values& values, int head, Run run, int size,
+    float* out) {
+  Run joint = run;
+  for (int n = n0; n < n0 + N; ++n) joint = seen(queries, n, joint.first, joint.last);
+  const bool is_joint = joint.first < joint.last;
+  for (int n = 0; n < N; ++n) {
+    const Run own = seen(queries, n0 + n, run.first, run.last);
+    const int last = is_joint ? joint.first : own.last;
+    add_values<1>(weights + n * SPLIT, values, head, own.first, last, size, out + static_cast<size_t>(n) * size);
+  }
+  if (!is_joint) return;
+  add_values<N>(weights, values, head, joint.first, joint.last, size, out);
+  for (int n = 0; n < N; ++n) {
+    const Run own = seen(queries, n0 + n, run.first, run.last);
+    add_values<1>(weights + n * SPLIT, values, head, joint.last, own.last, size, out + static_cast<size_t>(n) * size);
+  }
+}
+
+#define GENSERVE_UP_TO_FOUR(n, CALL) \
+  switch (n) {                       \
+    case 1: CALL(1); break;          \
+    case 2: CALL(2); break;          \
+    case 3: CALL(3); break;          \
+    default: CALL(4); break;         \
+  }
+
+INLINE Run span(const Queries& queries) {
+  Run run{SPLIT, 0};
+  for (int n = 0; n < queries.count; ++n) {
+    if (queries.first[n] >= queries.last[n]) continue;
+    run.first = queries.first[n] < run.first ? queries.first[n] : run.first;
+    run.last = queries.last[n] > run.last ? queries.last[n] : run.last;
+  }
+  run.first = run.first / LANES * LANES;
+  return run;
+}
+
+// Keys outermost, so that the cache is read in its own order.
+template <class Keys, class Values>
+void attend_with(
+    const Queries& queries, Keys keys, Values values, int num_heads, int size, float* scores,
+    Partial* partials, float* out) {
+  const Run run = span(queries);
+  const int each = queries.count / num_heads;
+  Vec runs[MAX_QUERIES][LANES / 4];
+  for (int key = run.first; key < run.last; key += LANES) {
+    if ((key - run.first) % STAGED == 0) keys.stage(key, key + STAGED < run.last ? key + STAGED : run.last);
+    for (int head = 0; head < num_heads; ++head)
+      for (int n = head * each; n < (head + 1) * each; n += 4)
+        for (int part = 0; part < LANES / 4; ++part) {
+#define GENSERVE_CALL(N) score<N>(queries.q + n, keys, head, key + 4 * part, run.last, size, &runs[n][part])
+          GENSERVE_UP_TO_FOUR((head + 1) * each - n, GENSERVE_CALL)
+#undef GENSERVE_CALL
+        }
+    for (int n = 0; n < queries.count; ++n) store(scores + static_cast<size_t>(n) * SPLIT + key, join_runs(runs[n]));
+  }
+  for (int n = 0; n < queries.count; ++n)
+    partials[n] = soften(scores + static_cast<size_t>(n) * SPLIT, queries.first[n], queries.last[n]);
+  for (size_t i = 0; i < static_cast<size_t>(queries.count) * size; i += LANES) store(out + i, zero());
+  for (int key = run.first; key < run.last; key += TOGETHER) {
+    const Run some{key, key + TOGETHER < run.last ? key + TOGETHER : run.last};
+    values.stage(some.first, some.last);
+    for (int head = 0; head < num_heads; ++head)
+      for (int n = head * each; n < (head + 1) * each; n += 4) {
+        const float* s = scores + static_cast<size_t>(n) * SPLIT;
+        float* o = out + static_cast<size_t>(n) * size;
+#define GENSERVE_CALL(N) add_values_of<N>(queries, n, s, values, head, some, size, o)
+        GENSERVE_UP_TO_FOUR((head + 1) * each - n, GENSERVE_CALL)
+#undef GENSERVE_CALL
+      }
+  }
+}
+
+template <class Vectors>
+INLINE void widen(Vectors from, Run run, int size, float* out) {
+  for (int key = run.first; key < run.last; ++key) {
+    from.stage(key, key + 1);
+    const auto each = from(key, 0);
+    for (int i = 0; i < size; i += LANES) store(out + static_cast<size_t>(key) * size + i, each.at(i));
+  }
+}
+
+template <Format FORMAT, bool IS_WHOLE>
+void attend_in(
+    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
+    float* spare, Partial* partials, float* out) {
+  using Type = typename Element<FORMAT>::Type;
+  const int size = padded(cache.head_dim);
+  float* stage = spare + static_cast<size_t>(2 * SPLIT) * size;
+  auto* staged = reinterpret_cast<Type*>(stage);
+  float* staged_scales = stage + static_cast<size_t>(STAGED) * num_heads * cache.head_dim;
+  const Cached<FORMAT, IS_WHOLE> keys{reinterpret_cast<const Type*>(cache.keys), cache.key_scales, slots, cache.heads,
+                                      head, num_heads, cache.head_dim, staged, staged_scales};
+  const Cached<FORMAT, IS_WHOLE> values{reinterpret_cast<const Type*>(cache.values), cache.value_scales, slots,
+                                        cache.heads, head, num_heads, cache.head_dim, staged, staged_scales};
+  if (num_heads > 1 || queries.count <= 4)  // few rows: not worth floats in memory
+    return attend_with(queries, keys, values, num_heads, size, scores, partials, out);
+  float* wide_values = spare + static_cast<size_t>(SPLIT) * size;
+  widen(keys, span(queries), size, spare);
+  widen(values, span(queries), size, wide_values);
+  attend_with(queries, Widened{spare, size}, Widened{wide_values, size}, 1, size, scores, partials, out);
+}
+
+template <Format FORMAT>
+void attend_as(
+    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
+    float* spare, Partial* partials, float* out) {
+  if (cache.head_dim % LANES == 0)
+    attend_in<FORMAT, true>(queries, cache, head, num_heads, slots, scores, spare, partials, out);
+  else
+    attend_in<FORMAT, false>(queries, cache, head, num_heads, slots, scores, spare, partials, out);
+}
+
+void attend(
+    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
+    float* spare, Partial* partials, float* out) {
+  const auto run = cache.format == Format::float16 ? attend_as<Format::float16>
+                   : cache.format == Format::int8  ? attend_as<Format::int8>
+                                                   : attend_as<Format::float32>;
+  run(queries, cache, head, num_heads, slots, scores, spare, partials, out);
+}
+
+// Two partials of one query as one; the order of joining is the order of splits.
+void join(Partial& into, float* out, const Partial& other, const float* other_out, int size) {
+  if (other.sum == 0.0f) return;
+  if (into.sum == 0.0f) {
+    into = other;
+    __builtin_memcpy(out, other_out, static_cast<size_t>(size) * sizeof(float));
+    return;
+  }
+  const float largest = into.largest > other.largest ? into.largest : other.largest;
+  alignas(64) float shrink[LANES];
+  Vec a = exp(broadcast(into.largest - largest)), b = exp(broadcast(other.largest - largest));
+  store(shrink, a);
+  const float shrink_a = shrink[0];
+  store(shrink, b);
+  into = {largest, into.sum * shrink_a + other.sum * shrink[0]};
+  for (int i = 0; i < size; i += LANES)
+    store(out + i, fma(load(other_out + i), b, mul(load(out + i), a)));
+}
+
+}  // namespace genserve::ISA

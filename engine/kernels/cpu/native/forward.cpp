@@ -1,0 +1,134 @@
+#include "forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace genserve {
+
+void put_row(const Tiles& tiles, float* base, int row, int columns, const float* values) {
+  float* out = tiles.at(base, row, columns);
+  const int width = tiles.width;
+  if (width == 1) {
+    std::memcpy(out, values, columns * sizeof(float));
+    return;
+  }
+  for (int k = 0; k < columns; ++k) out[static_cast<size_t>(k) * width] = values[k];
+  const int place = row % tiles.height;
+  const bool is_last = place + 1 == tiles.height_of(row / tiles.height);
+  for (int beside = 1; is_last && place + beside < width; ++beside)
+    for (int k = 0; k < columns; ++k) out[static_cast<size_t>(k) * width + beside] = 0.0f;
+}
+
+void get_row(const Tiles& tiles, const float* base, int row, int columns, float* values) {
+  const float* from = tiles.at(const_cast<float*>(base), row, columns);
+  for (int k = 0; k < columns; ++k) values[k] = from[static_cast<size_t>(k) * tiles.width];
+}
+
+LowRank Pass::low_rank(int layer, Module module, float* low) const {
+  if (adapters == nullptr || batch.adapter_of == nullptr) return {};
+  const StackedModule& stacked = adapters->layers[layer][module];
+  return {stacked.a, stacked.b, stacked.scale, stacked.starts, stacked.ranks, batch.adapter_of, low};
+}
+
+namespace {
+
+const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
+
+Linear linear(const Layer& layer, Module module, const LowRank& lora) {
+  const Projection& projection = layer.modules[module];
+  return {projection.weight->view(), or_null(projection.bias), lora.ranks > 0 ? &lora : nullptr};
+}
+
+}  // namespace
+
+void Pass::attention(Worker& worker, int index, const Cache& cache) const {
+  const Layer& layer = decoder->layers[index];
+  const Kernels& kernels = *decoder->kernels;
+  const Shape& shape = decoder->shape;
+  const LowRank low[] = {
+      low_rank(index, Q, memory.low[0]), low_rank(index, K, memory.low[1]), low_rank(index, V, memory.low[2])};
+  const LowRank low_o = low_rank(index, O, memory.low[0]);
+  float *tiled = memory.tiles, *row_buffer = memory.threads[worker.id].row;
+  const int hidden = shape.hidden, attended = shape.num_heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
+
+  worker.share(batch.rows, [&](int row) {
+    kernels.normalize(x + static_cast<size_t>(row) * hidden, layer.input_norm.data(), shape.eps, hidden, row_buffer);
+    put_row(tiles, tiled, row, hidden, row_buffer);
+    for (const LowRank& each : low)
+      if (each.ranks > 0) kernels.low_rank(each, row, hidden, row_buffer);
+  });
+
+  const Linear q = linear(layer, Q, low[0]), k = linear(layer, K, low[1]), v = linear(layer, V, low[2]);
+  const int q_blocks = q.weight.num_blocks(), k_blocks = k.weight.num_blocks();
+  float *queries = memory.queries, *keys = memory.keys, *values = memory.values;
+  worker.share(q_blocks + k_blocks + v.weight.num_blocks(), [&](int block) {
+    if (block < q_blocks)
+      kernels.product(q, block, tiles, tiled, {queries, static_cast<size_t>(attended), nullptr});
+    else if (block < q_blocks + k_blocks)
+      kernels.product(k, block - q_blocks, tiles, tiled, {keys, static_cast<size_t>(kv), nullptr});
+    else
+      kernels.product(v, block - q_blocks - k_blocks, tiles, tiled, {values, static_cast<size_t>(kv), nullptr});
+  });
+
+  worker.share(batch.rows, [&](int row) {
+    const float* turn = rotations[row];
+    const HeadRow heads = {
+        queries + static_cast<size_t>(row) * attended, keys + static_cast<size_t>(row) * kv,
+        values + static_cast<size_t>(row) * kv, shape.num_heads, shape.head_dim, or_null(layer.q_norm),
+        or_null(layer.k_norm), shape.eps, decoder->rotation.magnitude(), 1.0f / std::sqrt(float(shape.head_dim)), turn,
+        turn + shape.head_dim / 2, batch.slots[row]};
+    kernels.heads(heads, cache);
+  });
+
+  worker.share(static_cast<int>(plan.tasks.size()), [&](int task) { attend(worker.id, plan.tasks[task], cache); });
+
+  worker.share(batch.rows, [&](int row) {
+    collect(row);
+    const float* from = memory.attended + static_cast<size_t>(row) * attended;
+    put_row(tiles, tiled, row, attended, from);
+    if (low_o.ranks > 0) kernels.low_rank(low_o, row, attended, from);
+  });
+
+  const Linear o = linear(layer, O, low_o);
+  worker.share(o.weight.num_blocks(), [&](int block) {
+    kernels.product(o, block, tiles, tiled, {x, static_cast<size_t>(hidden), x});
+  });
+}
+
+void Pass::feed_forward(Worker& worker, int index) const {
+  const Layer& layer = decoder->layers[index];
+  const Kernels& kernels = *decoder->kernels;
+  const Shape& shape = decoder->shape;
+  const LowRank low_gate = low_rank(index, GATE, memory.low[0]), low_up = low_rank(index, UP, memory.low[1]);
+  const LowRank low_down = low_rank(index, DOWN, memory.low[2]);
+  float *tiled = memory.tiles, *activated = memory.activated;
+  float* row_buffer = memory.threads[worker.id].row;
+  const int hidden = shape.hidden, inner = shape.intermediate;
+
+  worker.share(batch.rows, [&](int row) {
+    kernels.normalize(x + static_cast<size_t>(row) * hidden, layer.post_norm.data(), shape.eps, hidden, row_buffer);
+    put_row(tiles, tiled, row, hidden, row_buffer);
+    if (low_gate.ranks > 0) kernels.low_rank(low_gate, row, hidden, row_buffer);
+    if (low_up.ranks > 0) kernels.low_rank(low_up, row, hidden, row_buffer);
+  });
+
+  const Linear gate = linear(layer, GATE, low_gate), up = linear(layer, UP, low_up);
+  worker.share(gate.weight.num_blocks(), [&](int block) {
+    kernels.gated(gate, up, block, tiles, tiled, activated);
+  });
+
+  if (low_down.ranks > 0)
+    worker.share(batch.rows, [&](int row) {
+      if (batch.adapter_of[row] < 0) return;
+      get_row(tiles, activated, row, inner, row_buffer);
+      kernels.low_rank(low_down, row, inner, row_buffer);
+    });
+
+  const Linear down = linear(layer, DOWN, low_down);
+  worker.share(down.weight.num_blocks(), [&](int block) {
+    kernels.product(down, block, tiles, activated, {x, static_cast<size_t>(hidden), x});
+  });
+}
+
+}  // namespace genserve

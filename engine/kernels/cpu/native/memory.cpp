@@ -1,0 +1,60 @@
+#include "memory.h"
+
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace genserve {
+
+namespace {
+
+constexpr size_t LINE = 64, PAGE = size_t{2} << 20, CHUNK = size_t{16} << 20;
+
+void* allocate(size_t bytes, size_t alignment) {
+  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+
+std::shared_ptr<uint8_t> allocate_pages(size_t bytes) {
+  auto* p = static_cast<uint8_t*>(allocate(bytes, PAGE));
+#if defined(__linux__)
+  madvise(p, bytes, MADV_HUGEPAGE);  // advice: that it fails changes nothing but speed
+#endif
+  return {p, [](uint8_t* q) { std::free(q); }};
+}
+
+}  // namespace
+
+void Buffer::Free::operator()(float* p) const { std::free(p); }
+
+float* Buffer::take(size_t size) {
+  if (size > size_ || data_ == nullptr) {
+    data_.reset();
+    size_ = size + size / 4 + LINE;
+    data_.reset(static_cast<float*>(allocate(size_ * sizeof(float), LINE)));
+  }
+  return data_.get();
+}
+
+std::shared_ptr<uint8_t> allocate_weights(size_t bytes) {
+  if (bytes > CHUNK / 4) return allocate_pages(bytes);
+  static std::mutex mutex;
+  static std::weak_ptr<uint8_t> current;
+  static size_t used = 0;
+  std::lock_guard lock(mutex);
+  std::shared_ptr<uint8_t> chunk = current.lock();
+  if (chunk == nullptr || used + bytes > CHUNK) {
+    chunk = allocate_pages(CHUNK);
+    current = chunk;
+    used = 0;
+  }
+  std::shared_ptr<uint8_t> part(chunk, chunk.get() + used);
+  used += (bytes + LINE - 1) / LINE * LINE;
+  return part;
+}
+
+}  // namespace genserve

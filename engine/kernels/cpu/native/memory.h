@@ -1,0 +1,36 @@
+// Aligned memory: buffers that grow, and weights side by side on large pages.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace genserve {
+
+// Floats on a cache line's boundary. Growing forgets what was there.
+class Buffer {
+ public:
+  float* take(size_t size);
+  float* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* p) const;
+  };
+  std::unique_ptr<float, Free> data_;
+  size_t size_ = 0;
+};
+
+// What one job needs besides its rows. Belongs to whose turn it is; jobs get plain pointers.
+struct Workspace {
+  Buffer tiles, activated, queries, keys, values, attended, partials, partial_out, low[3];
+  struct Thread {
+    Buffer row, scores, spare, out;
+  };
+  std::vector<Thread> threads;
+};
+
+// Memory for one matrix; it lives as long as the pointer. Small ones share a chunk, and its large pages.
+std::shared_ptr<uint8_t> allocate_weights(size_t bytes);
+
+}  // namespace genserve

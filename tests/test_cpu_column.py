@@ -1,0 +1,177 @@
+"""engine/kernels/cpu in an engine's life: caches in place, pipelines, threads, forks, the choice at start."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from engine.kernels import choose as choosing
+from engine.kernels.choose import choose
+from engine.kernels.cpu import extension, missing_reason
+from tests.cpu_models import Numbers, Run, logits_by_halves, make_batch, make_cache, make_tables, make_weights
+
+if missing_reason() is not None:
+    pytest.skip("the CPU kernels are not built", allow_module_level=True)
+
+from engine.kernels.cpu import _native
+from engine.kernels.cpu.column import CpuKernels
+
+BLOCK = 16
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    before, threads = mx.default_device(), _native.num_threads()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+    _native.set_num_threads(threads)
+
+
+@pytest.fixture
+def world():
+    """A model, and a cache large enough that a copy would show."""
+    numbers = Numbers(num_layers=1, head_dim=64)
+    kernels, tables = CpuKernels(numbers.config, BLOCK), make_tables(4, 4000, BLOCK)
+    return numbers, kernels, kernels.prepare(make_weights(numbers)), tables
+
+
+def step(world, cache, first, count=1):
+    numbers, kernels, weights, tables = world
+    batch = make_batch([Run(0, first, count)], tables, BLOCK, numbers.vocabulary)
+    x = kernels.layers(kernels.embed(weights, batch.tokens), weights, cache, batch, None)
+    return kernels.logits(x, weights, batch.output_rows)
+
+
+def test_cache_is_written_in_place(world):
+    cache = make_cache(world[0], world[3], BLOCK, "float16")
+    mx.eval(step(world, cache, 0, 5), cache.arrays())
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for at in range(5, 20):
+        mx.eval(step(world, cache, at))
+    assert mx.get_peak_memory() - before < cache.layers[0].keys.nbytes // 4
+
+
+def test_cache_is_written_in_place_while_the_step_before_still_runs(world):
+    cache = make_cache(world[0], world[3], BLOCK, "float16")
+    mx.eval(step(world, cache, 0, 5), cache.arrays())
+    mx.reset_peak_memory()
+    before, previous = mx.get_active_memory(), None
+    for at in range(5, 40):
+        logits = step(world, cache, at)
+        mx.async_eval(logits)
+        if previous is not None:
+            np.array(previous)
+        previous = logits
+    mx.eval(previous)
+    assert mx.get_peak_memory() - before < cache.layers[0].keys.nbytes // 4
+
+
+def test_a_cache_that_somebody_holds_is_copied(world):
+    cache = make_cache(world[0], world[3], BLOCK, "float32")
+    mx.eval(step(world, cache, 0, 5), cache.arrays())
+    held, view = cache.layers[0].keys, cache.layers[0].values[:3]
+    mx.eval(view)
+    before, before_view = np.array(held), np.array(view)
+    mx.eval(step(world, cache, 5, 30), cache.arrays())
+    assert np.array_equal(np.array(held), before)
+    assert np.array_equal(np.array(view), before_view)
+    assert not np.array_equal(np.array(cache.layers[0].keys), before)
+
+
+def test_cache_survives_a_step_that_is_built_and_never_run(world):
+    numbers, kernels, weights, tables = world
+    cache, other = (make_cache(numbers, tables, BLOCK, "float32") for _ in range(2))
+    for at in (cache, other):
+        mx.eval(step(world, at, 0, 5))
+    step(world, cache, 5)
+    step(world, other, 5)
+    assert np.array_equal(np.array(step(world, cache, 6)), np.array(step(world, other, 6)))
+
+
+def test_copied_blocks_are_read_by_the_next_step(world):
+    numbers, _, _, tables = world
+    cache = make_cache(numbers, tables, BLOCK, "float16")
+    mx.eval(step(world, cache, 0, 16))
+    expected = np.array(step(world, cache, 16))
+    target = int(tables[1, 0])
+    cache.copy_blocks([(int(tables[0, 0]), target)])
+    moved = tables.copy()
+    moved[0, 0] = target
+    again = np.array(step((*world[:3], moved), cache, 16))
+    assert np.array_equal(again, expected)
+
+
+def test_no_rows_are_no_work(world):
+    numbers, kernels, weights, tables = world
+    cache = make_cache(numbers, tables, BLOCK, "float16")
+    batch = make_batch([Run(0, 0, 0)], tables, BLOCK, numbers.vocabulary)
+    assert logits_by_halves(kernels, weights, cache, batch).shape == (0, numbers.vocabulary)
+
+
+def test_a_slot_outside_the_cache_is_refused(world):
+    numbers, kernels, weights, tables = world
+    cache = make_cache(numbers, tables[:1], BLOCK, "float16")
+    with pytest.raises((RuntimeError, IndexError), match="slot|block"):
+        mx.eval(step((numbers, kernels, weights, tables + tables.size), cache, 0))
+
+
+def test_forked_child_computes(world):
+    """The child has no threads of the pool's; it makes its own."""
+    program = """
+import os, sys
+import mlx.core as mx
+from engine.kernels.cpu import _native
+mx.set_default_device(mx.cpu)
+_native.set_num_threads(3)
+values = mx.array([[1.0] * 64] * 256)
+_native.pack_floats(values)
+if (child := os.fork()) == 0:
+    _native.pack_floats(values)  # the pool's work alone: MLX's own thread is gone
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], timeout=60, env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert done.returncode == 0
+
+
+def test_threads_are_as_many_as_asked_for_and_not_what_openmp_says(world):
+    _native.set_num_threads(3)
+    assert _native.num_threads() == 3
+    _native.set_num_threads(0)
+    assert _native.num_threads() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("numbers", [Numbers(), Numbers(bits=None, has_biases=True), Numbers(window=9, is_tied=False)])
+def test_choice_falls_on_the_column_that_agrees(numbers, caplog):
+    assert choose(numbers.config, make_weights(numbers), BLOCK).name == "cpu"
+    assert not caplog.records
+
+
+def test_choice_leaves_a_wrong_column_out_and_says_so(monkeypatch, caplog):
+    numbers = Numbers()
+    right = CpuKernels.logits
+    monkeypatch.setattr(CpuKernels, "logits", lambda self, *given: right(self, *given) * 1.01)
+    with caplog.at_level(logging.WARNING):
+        assert choose(numbers.config, make_weights(numbers), BLOCK).name == "portable"
+    assert "disagree" in caplog.text
+
+
+def test_choice_without_the_extension_says_how_to_get_it(monkeypatch, caplog):
+    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
+    numbers = Numbers()
+    with caplog.at_level(logging.WARNING):
+        assert choosing.choose(numbers.config, make_weights(numbers), BLOCK).name == "portable"
+    assert "pip install" in caplog.text
+
+
+def test_extension_of_another_mlx_is_not_used(monkeypatch):
+    monkeypatch.setattr(extension.importlib.metadata, "version", lambda name: "0.0.1")
+    assert "built for mlx" in str(missing_reason())

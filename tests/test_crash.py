@@ -1,0 +1,171 @@
+"""A running system on a real Ray, and real signals: what was accepted is answered as if nothing had happened."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from actors import chaos, process, system, watchdog
+from actors.client import Client, Stream
+from actors.node import whereis
+from actors.refusals import RequestPoisoned
+from actors.system_config import ROOT, SystemConfig
+from engine.request import Request
+from engine.sequence import seed_of
+from tests.engines import Answer, ask
+from tests.serving import HANG, POISON, mixed_requests, tiny_system, undisturbed, words_of
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> SystemConfig:
+    return tiny_system(tmp_path_factory.mktemp("system"), max_restarts=1000)
+
+
+@pytest.fixture(scope="module")
+def client(config: SystemConfig) -> Iterator[Client]:
+    process.connect(num_cpus=2)
+    made = system.start_system(config)
+    yield made
+    made.close()
+    system.stop()
+    process.disconnect()
+
+
+class Reader(threading.Thread):
+    """One stream, read to its end as a client would."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(daemon=True)
+        self.stream = stream
+        self.answer = Answer()
+        self.failure: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for piece in self.stream:
+                tokens = self.answer.choices.setdefault(piece.choice, [])
+                assert piece.position == len(tokens), "missing or repeated"
+                tokens += piece.tokens
+                if piece.finish_reason is not None:
+                    self.answer.reasons[piece.choice] = piece.finish_reason
+        except Exception as failure:
+            self.failure = failure
+
+
+def open_streams(client: Client, requests: list[Request], prefix: str) -> list[Reader]:
+    return [Reader(client.stream(id=f"{prefix}{request.id}", **words_of(seeded(request)))) for request in requests]
+
+
+def seeded(request: Request) -> Request:
+    """With the seed that its id gives it, so that it can be sent under another id."""
+    return replace(request, sampling=replace(request.sampling, seed=seed_of(request)))
+
+
+def check(readers: list[Reader], requests: list[Request], expected: dict[str, Any]) -> None:
+    for reader, request in zip(readers, requests, strict=True):
+        reader.join(60)
+        assert not reader.is_alive(), f"{request.id} never ended"
+        assert reader.failure is None, f"{request.id}: {reader.failure}"
+        answer = expected[request.id]
+        assert (reader.answer.choices, reader.answer.reasons) == (answer.choices, answer.reasons), request.id
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    return list(mixed_requests(32, max_tokens=60))
+
+
+@pytest.fixture(scope="module")
+def expected(config: SystemConfig, requests: list[Request], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return undisturbed(tmp_path_factory.mktemp("bare"), requests)
+
+
+def wait_for(condition: Any, seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("part", ["model", "request", "supervisor"])
+def test_ten_kills_under_32_streams_lose_nothing(
+    client: Client, config: SystemConfig, requests: list[Request], expected: dict[str, Any], part: chaos.Part
+) -> None:
+    model_before = whereis(config.model_names[0])
+    kills = 10 if part == "model" else 4
+    readers = open_streams(client, requests, f"{part}-")
+    for number in range(kills):
+        before = sum(len(tokens) for reader in readers for tokens in reader.answer.choices.values())
+        wait_for(lambda before=before: any(not reader.is_alive() for reader in readers) or tokens_of(readers) > before)
+        wait_for(lambda: chaos.parts(part))
+        chaos.kill(part, number)
+    check(readers, requests, expected)
+    (stats,) = client.stats()
+    assert (stats.num_living, stats.counts["gaps"], stats.counts["duplicate_events"]) == (0, 0, 0)
+    if part != "model":
+        assert whereis(config.model_names[0]) == model_before, "the model was not loaded again"
+
+
+def tokens_of(readers: list[Reader]) -> int:
+    return sum(len(tokens) for reader in readers for tokens in reader.answer.choices.values())
+
+
+def test_a_stopped_model_server_is_found_and_replaced_and_its_late_words_are_not_believed(
+    client: Client, config: SystemConfig, requests: list[Request], expected: dict[str, Any]
+) -> None:
+    readers = open_streams(client, requests, "stopped-")
+    wait_for(lambda: tokens_of(readers) > 50)
+    zombie = whereis(config.model_names[0])
+    assert zombie is not None
+    os.kill(chaos.process_id_of(zombie), signal.SIGSTOP)
+    began = time.monotonic()
+    wait_for(lambda: whereis(config.model_names[0]) not in (None, zombie))
+    assert time.monotonic() - began < 12.0
+    check(readers, requests, expected)
+    assert any(zombie.name in name for name, _ in watchdog.stats(f"{ROOT}.watchdog").kills)
+
+
+def test_a_step_that_never_returns_is_found_and_its_request_is_named_poison(client: Client) -> None:
+    innocent = ask("beside-the-hang", 9, max_tokens=40)
+    reader = Reader(client.stream(id=innocent.id, **words_of(innocent)))
+    with pytest.raises(RequestPoisoned):
+        client.generate((*HANG, 5), id="hang", max_tokens=4)
+    reader.join(60)
+    assert reader.failure is None and len(reader.answer.tokens) == 40
+
+
+def test_one_poison_among_many_is_answered_as_such_and_the_others_with_their_text(
+    client: Client, requests: list[Request], expected: dict[str, Any]
+) -> None:
+    readers = open_streams(client, requests, "poisoned-")
+    with pytest.raises(RequestPoisoned):
+        client.generate((*POISON, 5), id="poison", max_tokens=4)
+    check(readers, requests, expected)
+    with pytest.raises(RequestPoisoned):
+        client.generate((*POISON, 5), id="poison", max_tokens=4)
+
+
+def test_a_stream_can_be_left_and_taken_up_again_elsewhere(client: Client, expected: dict[str, Any]) -> None:
+    request = ask("left", 12, max_tokens=30)
+    stream = client.stream(id="left", lease_seconds=None, **words_of(request))
+    pieces = iter(stream)
+    had = [token for piece in islice(pieces, 5) for token in piece.tokens]
+    stream.leave()
+    other = Client(1)
+    rest = [token for piece in other.resume("left", 5) for token in piece.tokens]
+    again = client.generate(id="left", lease_seconds=None, **words_of(request))
+    assert (*had, *rest) == again.tokens
+    other.close()

@@ -1,0 +1,335 @@
+"""Request servers and model servers together, inline: everything but Ray."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import model_server, request_server
+from actors.asking import ask_of
+from actors.exits import KILL, SHUTDOWN
+from actors.inline import Inline
+from actors.model_server import ModelServer
+from actors.node import cast, exit, spawn
+from actors.pid import Pid
+from actors.polls import End, Part, Poll
+from actors.refusals import Conflict, JournalFailing, Overloaded, Unavailable, UnknownRequest
+from actors.request_server import RequestServer, Submit
+from actors.system_config import SystemConfig
+from engine.event import TokenEvent
+from engine.refusal import BadRequest, PromptTooLong, Refusal, UnknownAdapter
+from engine.request import Request
+from engine.wire import pack_events
+from tests.engines import Answer
+from tests.serving import mixed_requests, tiny_system, undisturbed, words_of
+
+
+class Bench:
+    """One partition and one model server on a clock of their own."""
+
+    def __init__(self, node: Inline, config: SystemConfig) -> None:
+        self.node = node
+        self.config = config
+        self.requests = self.start_requests()
+        self.model = self.start_model()
+
+    def start_requests(self) -> Pid:
+        pid = spawn(RequestServer, self.config, 0, name=self.config.partition_names[0])
+        self.node.run()
+        return pid
+
+    def start_model(self, number: int = 0) -> Pid:
+        names = self.config.partition_names
+        pid = spawn(ModelServer, self.config.choice, self.config.directory, names, name=self.config.model_names[number])
+        return pid
+
+    def submit(self, request: Request, **words: Any) -> None:
+        message = Submit(ask_of(request.id, {**words_of(request), **words}))
+        request_server.submit(self.requests, message)
+
+    def poll(self, *wants: Request, had: dict[str, tuple[int, ...]] | None = None) -> dict[str, Part]:
+        had = had or {}
+        asked = {request.id: had.get(request.id, (0,) * request.sampling.n) for request in wants}
+        return {part.id: part for part in request_server.poll(self.requests, Poll(dict(asked), wait_seconds=0))}
+
+    def stats(self) -> request_server.RequestServerStats:
+        return request_server.stats(self.requests)
+
+    def kill_model(self) -> None:
+        exit(self.model, KILL)
+        self.node.run()
+        self.model = self.start_model()
+
+    def kill_requests(self) -> None:
+        self.release_journal()
+        exit(self.requests, KILL)
+        self.requests = self.start_requests()
+
+    def release_journal(self) -> None:
+        """What the kernel does for a process that dies."""
+        cell = self.node._cells[self.requests]
+        server = cell.loop.server
+        assert isinstance(server, RequestServer) and server.journal is not None
+        server.journal.close()
+
+
+@contextmanager
+def bench(directory: Path, **changes: Any) -> Iterator[Bench]:
+    with Inline() as node:
+        made = Bench(node, tiny_system(directory, **changes))
+        yield made
+        made.release_journal()
+
+
+def same(part: Part, answer: Answer) -> bool:
+    tokens: dict[int, list[int]] = {}
+    reasons: dict[int, str] = {}
+    for choice, position, _, new, reason, *_ in part.pieces:
+        assert position == len(tokens.setdefault(choice, []))
+        tokens[choice] += new
+        if reason is not None:
+            reasons[choice] = reason
+    return tokens == answer.choices and reasons == answer.reasons
+
+
+def test_answers_are_those_of_the_bare_engine(tmp_path: Path) -> None:
+    requests = list(mixed_requests(20))
+    with bench(tmp_path) as made:
+        made.node.run()
+        for request in requests:
+            made.submit(request)
+        made.node.run()
+        parts = made.poll(*requests)
+        expected = undisturbed(tmp_path, requests)
+        for request in requests:
+            assert same(parts[request.id], expected[request.id]), request.id
+            assert parts[request.id].end is not None
+        counts = made.stats().counts
+        assert (counts["stale_events"], counts["duplicate_events"], counts["gaps"]) == (0, 0, 0)
+
+
+def steps(made: Bench, count: int) -> None:
+    """Let about so many messages be handled, and stop in the middle of everything."""
+    looks = iter(range(count))
+    made.node._wait(lambda: next(looks, None) is None or not made.node._has_work(), None)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_killed_in_between_answers_are_those_of_the_bare_engine(tmp_path: Path, seed: int) -> None:
+    requests = list(mixed_requests(12))
+    expected = undisturbed(tmp_path, requests)
+    with bench(tmp_path) as made:
+        made.node.run()
+        for request in requests:
+            made.submit(request)
+        for number in range(8):
+            steps(made, 7 + (seed * 5 + number * 11) % 23)
+            if (number + seed) % 3 == 0:
+                made.kill_requests()
+            else:
+                made.kill_model()
+        made.node.run()
+        parts = made.poll(*requests)
+        for request in requests:
+            assert same(parts[request.id], expected[request.id]), request.id
+        assert all(part.end is not None and part.end.code is None for part in parts.values())
+
+
+def test_a_late_message_of_a_dead_model_server_changes_nothing(tmp_path: Path) -> None:
+    (request,) = mixed_requests(1)
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(request)
+        steps(made, 20)
+        zombie = made.model
+        made.kill_model()
+        from actors.messages import Events
+
+        cast(made.requests, Events(zombie, pack_events([TokenEvent(request.id, 0, 0, 65)])))
+        cast(made.requests, Events(zombie, b"\x93\x01rubbish"))
+        made.node.run()
+        expected = undisturbed(tmp_path, [request])
+        assert same(made.poll(request)[request.id], expected[request.id])
+        counts = made.stats().counts
+        assert counts["stale_events"] + counts["late_events"] == 1 and counts["malformed_messages"] == 1
+
+
+def test_a_stream_goes_on_behind_what_its_client_has(tmp_path: Path) -> None:
+    request = next(request for request in mixed_requests(9) if request.sampling.n == 4)
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(request)
+        made.node.run()
+        whole = made.poll(request)[request.id]
+        rest = made.poll(request, had={request.id: (3, 0, 24, 10)})[request.id]
+        assert rest.pieces == [p for p in whole.pieces if p[1] >= (3, 0, 24, 10)[p[0]]]
+        for beyond in ((99, 0, 0, 0), (-1, 0, 0, 0), (0,)):
+            end = made.poll(request, had={request.id: beyond})[request.id].end
+            assert isinstance(end, End) and end.code == "unknown_request"
+
+
+def test_a_cancel_frees_the_engine_within_a_step(tmp_path: Path) -> None:
+    request = replace(next(mixed_requests(1)), sampling=replace(next(mixed_requests(1)).sampling, max_tokens=200))
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(request)
+        steps(made, 30)
+        assert request_server.cancel(made.requests, request.id) is True
+        assert request_server.cancel(made.requests, request.id) is False
+        engine = model_server.stats(made.model).engine
+        assert engine is not None and engine.num_running == 0 and engine.used_blocks == 0
+        with pytest.raises(UnknownRequest):
+            request_server.cancel(made.requests, "nobody")
+        end = made.poll(request)[request.id].end
+        assert end is not None and end.code is None
+
+
+def test_a_client_that_vanishes_is_cancelled_after_its_lease(tmp_path: Path) -> None:
+    (request,) = mixed_requests(1)
+    with bench(tmp_path) as made:
+        made.node.run()
+        exit(made.model, SHUTDOWN)
+        made.node.run()
+        made.submit(request, lease_seconds=5.0)
+        made.node.advance(4.0)
+        assert made.stats().num_living == 1
+        made.node.advance(2.0)
+        assert made.stats().num_living == 0 and made.stats().counts["clients_lost"] == 1
+
+
+def test_deadlines_end_what_is_late(tmp_path: Path) -> None:
+    (request,) = mixed_requests(1)
+    with bench(tmp_path) as made:
+        made.node.run()
+        exit(made.model, SHUTDOWN)
+        made.node.run()
+        made.submit(request, deadline_seconds=3.0, lease_seconds=None)
+        made.node.advance(4.0)
+        end = made.poll(request)[request.id].end
+        assert end is not None and end.code == "deadline_passed"
+
+
+def test_the_same_id_twice_is_one_request_also_after_a_restart_and_another_body_a_conflict(tmp_path: Path) -> None:
+    (request,) = mixed_requests(1)
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(request)
+        made.submit(request)
+        made.kill_requests()
+        made.node.run()
+        made.submit(request)
+        assert made.stats().counts["accepted"] == 1
+        with pytest.raises(Conflict):
+            made.submit(request, max_tokens=3)
+
+
+def test_expected_trouble_is_an_answer(tmp_path: Path) -> None:
+    request, *_ = mixed_requests(1)
+    with bench(tmp_path) as made:
+        with pytest.raises(Unavailable):
+            made.submit(request)
+        made.node.run()
+        cases: list[tuple[type[Refusal], dict[str, Any]]] = [
+            (UnknownAdapter, {"adapter": "green"}),
+            (PromptTooLong, {"prompt": (1,) * 600}),
+            (BadRequest, {"prompt": (256,)}),
+            (BadRequest, {"prompt": None}),
+            (BadRequest, {"messages": [{"role": "user", "content": "hi"}], "prompt": None}),
+            (BadRequest, {"n": 10**9}),
+            (BadRequest, {"temperature": float("nan")}),
+            (BadRequest, {"no_such_word": 1}),
+            (BadRequest, {"deadline_seconds": -1.0}),
+        ]
+        for kind, words in cases:
+            with pytest.raises(kind):
+                made.submit(request, **words)
+        assert made.stats().counts.get("accepted", 0) == 0
+        made.submit(request)
+
+
+def test_overload_is_refused_with_a_time_to_come_back(tmp_path: Path) -> None:
+    from actors.ledger import LedgerOptions
+
+    requests = list(mixed_requests(10))
+    with bench(tmp_path, limits=LedgerOptions(max_owed_tokens=100)) as made:
+        made.node.run()
+        accepted = 0
+        for request in requests:
+            try:
+                made.submit(request)
+                accepted += 1
+            except Overloaded as refusal:
+                assert refusal.retry_after_seconds > 0
+        assert 1 <= accepted < 10
+        made.node.run()
+        made.submit(requests[-1])
+
+
+def test_a_full_disk_refuses_the_new_and_lets_the_running_go_on(tmp_path: Path) -> None:
+    first, second, third = mixed_requests(3)
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(first)
+        server = made.node._cells[made.requests].loop.server
+        assert isinstance(server, RequestServer) and server.journal is not None
+        disk, whole = server.journal.disk, type(server.journal.disk).write
+        disk.write = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # type: ignore[method-assign]
+        with pytest.raises(JournalFailing, match="No space left"):
+            made.submit(second)
+        with pytest.raises(JournalFailing):
+            made.submit(third)
+        made.node.run()
+        expected = undisturbed(tmp_path, [first, second])
+        assert same(made.poll(first)[first.id], expected[first.id])
+        disk.write = lambda *args: whole(disk, *args)  # type: ignore[method-assign]
+        made.node.advance(1.0)
+        made.submit(second)
+        made.kill_requests()
+        made.node.run()
+        parts = made.poll(first, second)
+        assert same(parts[first.id], expected[first.id]) and same(parts[second.id], expected[second.id])
+
+
+def test_a_second_owner_of_a_journal_waits_for_the_first_to_go(tmp_path: Path) -> None:
+    with bench(tmp_path) as made:
+        made.node.run()
+        other = spawn(RequestServer, made.config, 0, name="other")
+        made.node.advance(0.1)
+        assert not request_server.stats(other).is_open
+        exit(other, KILL)
+
+
+def test_who_runs_alone_sets_the_others_aside_and_they_come_back_with_what_they_had(tmp_path: Path) -> None:
+    from actors.messages import Run
+    from engine.wire import pack_request
+
+    requests = list(mixed_requests(6))
+    with bench(tmp_path) as made:
+        made.node.run()
+        for request in requests[:5]:
+            made.submit(request)
+        steps(made, 25)
+        # the sixth as a suspect: straight to the model server, which is asked what it does with it
+        cast(made.model, Run(made.requests, (pack_request(requests[5]),), is_alone=True))
+        steps(made, 2)
+        assert model_server.stats(made.model).alone in (requests[5].id, None)
+        made.node.run()
+        expected = undisturbed(tmp_path, requests)
+        parts = made.poll(*requests[:5])
+        for request in requests[:5]:
+            assert same(parts[request.id], expected[request.id]), request.id
+
+
+def test_a_drained_server_takes_nothing_new_and_finishes_what_it_has(tmp_path: Path) -> None:
+    first, second = mixed_requests(2)
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(first)
+        request_server.drain(made.requests)
+        with pytest.raises(Unavailable):
+            made.submit(second)
+        made.node.run()
+        assert made.stats().num_living == 0
