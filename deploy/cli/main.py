@@ -12,6 +12,7 @@ COMMANDS = {
     "post": "print posts that a model writes",
     "inspect": "show what a model is made of, and which adapters fit it",
     "quantize": "turn a float checkpoint into one of a few bits a weight",
+    "batch": "answer the prompts of a file into another file",
     "bench": "measure throughput and latency of a mixed load",
     "serve": "run the whole system: supervised, and kept through crashes",
     "status": "show the supervision tree of the system that runs",

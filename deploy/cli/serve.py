@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -10,6 +11,9 @@ from actors.model_loading import ModelChoice
 from actors.system import default_directory, start_system, stay, stop
 from actors.system_config import SystemConfig
 from deploy.cli.progress import errors, shown_progress
+from deploy.http.door import DoorConfig, door_spec
+from deploy.http.keys import NO_KEYS, Keys
+from deploy.http.serve import HOST, PORT
 from engine.limits import check_integer
 from engine.refusal import BadRequest
 from loaders.sources import locate
@@ -18,6 +22,10 @@ from loaders.sources import locate
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a directory, a .gguf file, a hub id or a short name")
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH", help="may be given often")
+    parser.add_argument("--adapters", type=Path, metavar="DIR", help="where clients may load adapters from, by name")
+    parser.add_argument("--host", default=HOST)
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--keys", type=Path, help='a JSON file of API keys, {"name": "key"}; a name is a tenant')
     parser.add_argument("--replicas", type=int, default=1, help="model servers at work")
     parser.add_argument("--spares", type=int, default=0, help="model servers kept warm for when one dies")
     parser.add_argument("--partitions", type=int, default=1, help="request servers")
@@ -31,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, as_interrupt)
     with errors.status("starting"):
         client = start_system(config, address=arguments.address)
-    errors.print("genserve is running. Ctrl-C ends it when all answers are given; a second one ends it at once.")
+    errors.print(f"genserve is running: http://{arguments.host}:{arguments.port}", highlight=False)
+    errors.print("Ctrl-C ends it when all answers are given; a second one ends it at once.")
     try:
         stay(config)
     except KeyboardInterrupt:
@@ -59,9 +68,10 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
     check_integer("replicas", arguments.replicas, 1, 64)
     check_integer("partitions", arguments.partitions, 1, 64)
     check_integer("spares", arguments.spares, 0, 8)
+    check_integer("port", arguments.port, 1, 65535)
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress)  # fetched here, where its progress is seen
-    return SystemConfig(
+    config = SystemConfig(
         ModelChoice(str(place), adapters=tuple(map(name_and_path, arguments.adapter))),
         str(arguments.directory or default_directory(arguments.model)),
         level="power-safe" if arguments.power_safe else "kill-safe",
@@ -69,6 +79,10 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
         replicas=arguments.replicas,
         spares=arguments.spares,
     )
+    keys = NO_KEYS if arguments.keys is None else Keys.read(arguments.keys)
+    folder = None if arguments.adapters is None else str(arguments.adapters)
+    door = DoorConfig(Path(arguments.model).name, arguments.host, arguments.port, keys, adapters=folder)
+    return replace(config, doors=(door_spec(config, door),))
 
 
 def name_and_path(text: str) -> tuple[str, str]:

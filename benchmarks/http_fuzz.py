@@ -1,0 +1,70 @@
+"""Thousands of made-up requests against the published OpenAPI document: no 5xx, no dropped connection, no lie in it.
+
+python -m benchmarks.http_fuzz --cases 20000
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.http_world import ScriptedBackend, served, tiny_backend
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "response_headers_conformance",
+    "allow_header_conformance",
+)
+CASES_AN_EXAMPLE = 12  # of all operations together, about
+# They stop the engine on purpose, and what follows would rightly be unavailable.
+LEFT_OUT = "/v1/system/(suspend|kill_engine)"
+
+
+def fuzz(url: str, examples: int, phases: str = "coverage,fuzzing", seed: int = 1) -> tuple[int, str]:
+    """How many cases there were, and what was wrong with them."""
+    command = [
+        *("schemathesis", "run", f"{url}/openapi.json"),
+        *("--checks", ",".join(CHECKS)),
+        *("--phases", phases),
+        *("--max-examples", str(examples)),
+        *("--exclude-path-regex", LEFT_OUT),
+        *("--request-timeout", "30", "--seed", str(seed), "--continue-on-failure", "--no-color"),
+    ]
+    command[0] = shutil.which(command[0], path=str(Path(sys.executable).parent)) or command[0]
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=directory)
+    generated = re.search(r"([0-9,]+) generated", done.stdout)
+    count = int(generated[1].replace(",", "")) if generated else 0
+    return count, "" if done.returncode == 0 else done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--backend", choices=("scripted", "tiny"), default="scripted")
+    arguments = parser.parse_args()
+    total, round_number = 0, 0
+    with served(ScriptedBackend() if arguments.backend == "scripted" else tiny_backend()) as door:
+        while total < arguments.cases:
+            round_number += 1
+            examples = min(500, max(10, (arguments.cases - total) // CASES_AN_EXAMPLE))
+            count, trouble = fuzz(
+                door.url, examples, "coverage,fuzzing" if round_number == 1 else "fuzzing", round_number
+            )
+            total += count
+            print(f"{total} cases", flush=True)
+            if trouble or not count:
+                print(trouble)
+                return 1
+        assert door.client.get("/health").status_code == 200
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""ActorBackend: the system of processes, seen from the door. Asks request servers for answers, and all how they are.
+
+What the door must answer at once (is it ready, what is the model) is looked up twice a second and kept: a model server
+in the middle of a step, or dead, keeps nobody waiting.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actors import sys
+from actors.client import Client, Stream
+from actors.exits import KILL, CallFailed
+from actors.messages import Attach, Detach
+from actors.node import call, exit, whereis
+from actors.pid import Pid
+from actors.refusals import Unavailable
+from actors.system_config import SystemConfig
+from actors.tree import status
+from deploy.http.actor_view import NO_VIEW, process_of, view_of
+from deploy.http.adapter_folder import AdapterFolder
+from deploy.http.backend import NO_TERMS, AdapterCard, Cancelled, ModelCard, Part, Process, Running, Stats, Terms
+from engine.completion import Completion, Usage
+from engine.event import PromptScored
+from engine.limits import Capacity
+from engine.refusal import Refusal, Unsupported
+from engine.request import Request, Sampling
+from loaders.adapters import describe_adapter
+from loaders.tokenizer import Tokenizer
+
+LOOK_SECONDS = 0.5
+ATTACH_SECONDS = 60.0
+FOLLOW_SECONDS = 0.25  # in which it shows whether there is anything to follow
+NUM_THREADS = 32
+DEFAULTS = Sampling()
+Result = TypeVar("Result")
+
+
+class ActorBackend:
+    """Serves the system that runs here. Used on one event loop, between `open` and `close`."""
+
+    def __init__(
+        self, config: SystemConfig, name: str, tokenizer: Tokenizer, folder: AdapterFolder | None = None
+    ) -> None:
+        self.config = config
+        self.name = name
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._paths = dict(config.choice.adapters)
+        self._cards: dict[str, AdapterCard] = {}
+        self._clients: dict[str, Client] = {}  # by tenant
+        self._running: dict[str, Running] = {}  # what came through this door
+        self._view = NO_VIEW
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "door")
+
+    async def open(self) -> None:
+        asyncio.get_running_loop().set_default_executor(self._threads)  # a submission waits in one of them
+        self._looking = asyncio.create_task(self._keep_looking())
+
+    async def close(self) -> None:
+        self._looking.cancel()
+        for client in self._clients.values():
+            client.close()
+
+    # Requests
+
+    async def generate(self, request: Request, terms: Terms = NO_TERMS) -> Completion:
+        with self._noted(request):
+            words = words_of(request, terms)
+            completion = await self._client(request.tenant).generate_async(request.prompt, id=request.id, **words)
+        if any(choice.finish_reason == "abort" for choice in completion.choices):
+            raise Cancelled("the request was cancelled")
+        return completion
+
+    async def stream(self, request: Request, terms: Terms = NO_TERMS) -> AsyncIterator[tuple[Part, ...]]:
+        words = words_of(request, terms)
+        stream = await self._client(request.tenant).stream_async(request.prompt, id=request.id, **words)
+        return self._bursts(stream, request)
+
+    async def follow(self, request_id: str, tenant: str, had: tuple[int, ...]) -> AsyncIterator[tuple[Part, ...]]:
+        stream = self._client(tenant).resume(request_id, had)
+        bursts = self._bursts(stream, None)
+        first = asyncio.ensure_future(anext(bursts))
+        await asyncio.wait({first}, timeout=FOLLOW_SECONDS)
+        if first.done() and first.exception() is not None:
+            await first  # there is no such request, or not so much of it
+        return chained(first, bursts)
+
+    async def cancel(self, request_id: str, tenant: str) -> bool:
+        return await self._client(tenant).cancel_async(request_id)
+
+    async def _bursts(self, stream: Stream, request: Request | None) -> AsyncIterator[tuple[Part, ...]]:
+        """The stream's news. A prompt's scores come with its end: where they are wanted, everything waits for them."""
+        wants_scores = request is not None and request.sampling.prompt_logprobs is not None
+        held: list[Part] = []
+        try:
+            with self._noted(request):
+                async for pieces in stream.bursts():
+                    if any(piece.finish_reason == "abort" for piece in pieces):
+                        raise Cancelled("the request was cancelled")
+                    self._count(stream.id, sum(len(piece.tokens) for piece in pieces))
+                    if wants_scores:
+                        held += pieces
+                    else:
+                        yield tuple(pieces)
+        finally:
+            stream.leave()
+        usage, scores = ending_of(stream)
+        yield (*scores, *held, usage)
+
+    def _client(self, tenant: str) -> Client:
+        if tenant not in self._clients:
+            self._clients[tenant] = Client(self.config.partitions, tenant=tenant)
+        return self._clients[tenant]
+
+    @contextlib.contextmanager
+    def _noted(self, request: Request | None):  # type: ignore[no-untyped-def]
+        """Among those that run, as long as it does."""
+        if request is None:
+            yield
+            return
+        self._running[request.id] = Running(
+            request.id, request.tenant, request.adapter, "waiting", len(request.prompt), 0, request.sampling.n
+        )
+        try:
+            yield
+        finally:
+            self._running.pop(request.id, None)
+
+    def _count(self, request_id: str, num_tokens: int) -> None:
+        known = self._running.get(request_id)
+        if known is not None:
+            counted = known.generated_tokens + num_tokens
+            values = {field.name: getattr(known, field.name) for field in fields(known)}
+            self._running[request_id] = Running(**{**values, "state": "running", "generated_tokens": counted})
+
+    # Model and adapters
+
+    async def card(self) -> ModelCard:
+        engine, options = self._view.engine, self.config.choice.options
+        if engine is None:
+            raise Unavailable(self._view.why_not_ready or "the model is loading")
+        limits = (self._tokenizer.spec.max_tokens, options.max_context, engine.num_blocks * engine.block_size)
+        capacity = Capacity(self._tokenizer.vocab_size, min(limit for limit in limits if limit is not None))
+        fingerprint = hashlib.sha256(repr(self.config.choice).encode()).hexdigest()
+        return ModelCard(self.name, capacity, fingerprint, options.max_sequences)
+
+    async def why_not_ready(self) -> str | None:
+        return self._view.why_not_ready
+
+    async def adapters(self) -> tuple[AdapterCard, ...]:
+        return tuple([await self._card_of(name) for name in self._view.adapters])
+
+    async def loadable(self) -> tuple[str, ...]:
+        return () if self._folder is None else self._folder.names()
+
+    async def load_adapter(self, name: str, source: str) -> AdapterCard:
+        if self._folder is None:
+            raise Unsupported("this server was started without a directory of adapters", "lora_name")
+        path = self._folder.path_of(source)
+        await self._tell_models(Attach(name, str(path)))
+        self._paths[name] = str(path)
+        self._cards.pop(name, None)
+        return await self._card_of(name)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._tell_models(Detach(name))
+
+    async def _card_of(self, name: str) -> AdapterCard:
+        """What its files say; an adapter that another door loaded has a name only."""
+        if name not in self._cards:
+            rank = num_bytes = 0
+            if name in self._paths:
+                with contextlib.suppress(Refusal):
+                    found = await asyncio.to_thread(describe_adapter, Path(self._paths[name]))
+                    rank, num_bytes = found.rank, found.num_bytes
+            version = hashlib.sha256(self._paths.get(name, name).encode()).hexdigest()
+            self._cards[name] = AdapterCard(name, version, rank, num_bytes, time.time())
+        return self._cards[name]
+
+    async def _tell_models(self, message: object) -> None:
+        """Say it to every model server; the first refusal is everybody's."""
+        for pid in self._models():
+            refusal = await asking(lambda pid=pid: call(pid, message, ATTACH_SECONDS))  # type: ignore[misc]
+            if isinstance(refusal, Refusal):
+                raise refusal
+        self._view = await asyncio.to_thread(view_of, self.config, self._view)
+
+    # Looking at it, and interfering
+
+    async def stats(self) -> Stats:
+        return self._view.stats
+
+    async def running(self) -> tuple[Running, ...]:
+        return tuple(self._running.values())
+
+    async def tree(self) -> Process:
+        return process_of(await asking(status))
+
+    async def suspend(self) -> None:
+        for pid in self._models():
+            await asking(lambda pid=pid: sys.suspend(pid))  # type: ignore[misc]
+        self._view = await asyncio.to_thread(view_of, self.config, self._view)
+
+    async def resume(self) -> None:
+        for pid in self._models():
+            await asking(lambda pid=pid: sys.resume(pid))  # type: ignore[misc]
+        self._view = await asyncio.to_thread(view_of, self.config, self._view)
+
+    async def kill_engine(self) -> None:
+        """The first model server that is at work."""
+        for pid in self._models():
+            return exit(pid, KILL)
+
+    def _models(self) -> list[Pid]:
+        return [pid for name in self.config.model_names if (pid := whereis(name)) is not None]
+
+    async def _keep_looking(self) -> None:
+        while True:
+            self._view = await asyncio.to_thread(view_of, self.config, self._view)
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def asking(question: Callable[[], Result]) -> Result:
+    """The answer of a process, beside the event loop; one that is dead is unavailable."""
+    try:
+        return await asyncio.to_thread(question)
+    except CallFailed as trouble:
+        raise Unavailable(f"a process does not answer: {trouble}") from None
+
+
+def words_of(request: Request, terms: Terms) -> dict[str, Any]:
+    """A request in the words of `Client`."""
+    names = (field.name for field in fields(Sampling))
+    changed = {name: getattr(request.sampling, name) for name in names}
+    words = {name: value for name, value in changed.items() if value != getattr(DEFAULTS, name)}
+    return words | {
+        "max_tokens": request.sampling.max_tokens,
+        "adapter": request.adapter,
+        "priority": request.priority,
+        "deadline_seconds": terms.deadline_seconds,
+        "lease_seconds": terms.lease_seconds,
+    }
+
+
+def ending_of(stream: Stream) -> tuple[Usage, tuple[PromptScored, ...]]:
+    """What a stream tells at its end."""
+    end = stream._inbox.ended()
+    scores = () if end.prompt_logprobs is None else (PromptScored(stream.id, end.prompt_logprobs),)
+    return end.usage, scores
+
+
+async def chained(
+    first: "asyncio.Future[tuple[Part, ...]]", rest: AsyncIterator[tuple[Part, ...]]
+) -> AsyncIterator[tuple[Part, ...]]:
+    """A stream whose first burst is on its way already."""
+    try:
+        yield await first
+    except StopAsyncIteration:
+        return
+    async for burst in rest:
+        yield burst

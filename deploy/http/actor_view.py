@@ -1,0 +1,86 @@
+"""View: one look at the system of processes: what its request servers and model servers say of themselves."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from actors import model_server, request_server, sys
+from actors.exits import CallFailed
+from actors.node import whereis
+from actors.system_config import SystemConfig
+from actors.tree import TreeNode
+from deploy.http.backend import Process, Stats
+from engine.stats import EngineStats
+
+ANSWER_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was seen last."""
+
+    why_not_ready: str | None
+    engine: EngineStats | None  # the latest that was seen, also while there is none
+    adapters: tuple[str, ...]
+    stats: Stats
+
+
+NO_VIEW = View("the system is starting", None, (), Stats(None))
+
+
+def view_of(config: SystemConfig, before: View) -> View:
+    """Look at every server, and wait for none of them for long."""
+    partitions, failures = [], []
+    for name in config.partition_names:
+        try:
+            partitions.append(request_server.stats(name, ANSWER_SECONDS))
+        except CallFailed:
+            failures.append(f"{name} does not answer")
+    engine, restarts, is_suspended = before.engine, Counter[str](), False
+    for name in config.model_names:
+        pid = whereis(name)
+        if pid is None:
+            continue
+        if pid.epoch > 1:
+            restarts["died"] += pid.epoch - 1
+        try:
+            is_suspended |= sys.statistics(pid, ANSWER_SECONDS).is_suspended
+            if not is_suspended:
+                engine = model_server.stats(pid, ANSWER_SECONDS).engine or engine
+        except CallFailed:
+            continue
+    counts: Counter[str] = Counter()
+    for partition in partitions:
+        counts.update(partition.counts)
+    num_living = sum(partition.num_living for partition in partitions)
+    num_running = sum(partition.num_on_board for partition in partitions)
+    adapters = partitions[0].adapters if partitions else before.adapters
+    return View(
+        "the engine is suspended" if is_suspended else why_not(partitions, failures),
+        engine,
+        adapters,
+        Stats(engine, max(0, num_living - num_running), num_running, dict(restarts), dict(counts)),
+    )
+
+
+def why_not(partitions: list[request_server.RequestServerStats], failures: list[str]) -> str | None:
+    """Why nothing can be served now."""
+    if failures:
+        return failures[0]
+    for found in partitions:
+        if not found.is_open:
+            return "a journal is being read"
+        if found.journal_failure is not None:
+            return f"a journal cannot be written: {found.journal_failure}"
+        if found.is_draining:
+            return "the system is shutting down"
+        if not found.active_models:
+            return "the model is loading"
+    return None
+
+
+def process_of(node: TreeNode | None) -> Process:
+    """The supervision tree, as the page shows it."""
+    if node is None:
+        return Process("root", "down")
+    children = tuple(map(process_of, node.children))
+    return Process(node.id, node.state, node.restarts, node.last_reason, children)

@@ -1,0 +1,78 @@
+"""Door: the HTTP server as a process of the supervision tree. Owns a socket and a thread; holds no request.
+
+Streams end with it, the requests behind them do not: a client that has an Idempotency-Key comes back to the next one.
+"""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.genserver import Continue, GenServer, NoReply, Stop
+from actors.model_loading import function_at
+from actors.node import me, send
+from actors.supervision import ChildSpec
+from actors.system_config import SystemConfig
+from deploy.http.actor_backend import ActorBackend
+from deploy.http.adapter_folder import AdapterFolder
+from deploy.http.app import build_app
+from deploy.http.keys import NO_KEYS, Keys
+from deploy.http.serve import HOST, PORT, Server, allow_descriptors, check_exposure, config_of
+
+PARTING_SECONDS = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class DoorConfig:
+    """How the door is opened."""
+
+    name: str  # the base model's, to clients
+    host: str = HOST
+    port: int = PORT
+    keys: Keys = NO_KEYS
+    hosts: tuple[str, ...] = ()  # further names under which clients reach it
+    adapters: str | None = None  # the directory that adapters are loaded from
+
+
+def door_spec(system: SystemConfig, config: DoorConfig) -> ChildSpec:
+    """The child that goes among a system's `doors`."""
+    check_exposure(config.host, config.keys)
+    return ChildSpec("http", ("deploy.http.door:Door", system, config), shutdown=PARTING_SECONDS)
+
+
+class Door(GenServer):
+    trap_exit = True
+
+    def init(self, system: SystemConfig, config: DoorConfig) -> Continue:
+        self.system = system
+        self.config = config
+        return Continue("open")
+
+    def handle_continue(self, value: object) -> NoReply:
+        config = self.config
+        tokenizer = function_at(self.system.choice.make_tokenizer)(self.system.choice)
+        folder = None if config.adapters is None else AdapterFolder(Path(config.adapters))
+        backend = ActorBackend(self.system, config.name, tokenizer, folder)
+        app = build_app(backend, tokenizer, config.keys, (config.host, *config.hosts))
+        allow_descriptors()
+        self.server = Server(config_of(app, config.host, config.port))
+        self.thread = threading.Thread(target=self.serve, args=(me(),), name="http", daemon=True)
+        self.thread.start()
+        return NoReply()
+
+    def serve(self, myself: object) -> None:
+        try:
+            self.server.run()
+        except SystemExit:  # uvicorn's way of saying that the socket is taken
+            pass
+        finally:
+            send(myself, "closed")  # type: ignore[arg-type]
+
+    def handle_info(self, message: object) -> Stop:
+        return Stop(("door_closed",))
+
+    def terminate(self, reason: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(PARTING_SECONDS - 1)
+
+    def format_state(self) -> object:
+        return {"host": self.config.host, "port": self.config.port, "keys": len(self.config.keys)}

@@ -1,0 +1,155 @@
+"""Framing: HTTP/1.1 as bytes, its limits and its clock. What is broken or too slow never becomes a request.
+
+uvicorn's h11 protocol with a stricter parser: few and small headers, one way of saying how long a body is, chunks
+that are worth their frame, and a time by which a request's head must be there.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.server import ServerState
+
+from deploy.http.errors import error_body
+from engine.refusal import BadRequest
+
+MAX_HEAD_BYTES = 32 << 10
+MAX_HEADERS = 100
+MAX_SMALL_CHUNKS = 2048  # of a body, if they are small on average
+MIN_CHUNK_BYTES = 64
+HEAD_SECONDS = 10.0
+LINGER_SECONDS = 5.0  # in which the rest of a body that was refused may still come, unread
+MAX_CONNECTIONS = 4096
+
+
+@dataclass(slots=True)
+class Fault:
+    """Why a connection is about to be closed."""
+
+    status: int
+    message: str
+
+
+class Parser(h11.Connection):
+    """h11's parser, which remembers what was wrong with which status."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self.fault = Fault(400, "this is not HTTP/1.1")
+        self._num_chunks = 0
+        self._num_bytes = 0
+
+    def next_event(self) -> Any:
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as trouble:
+            status = 431 if trouble.error_status_hint == 431 else 400
+            self.fault = Fault(status, f"this is not HTTP/1.1: {trouble}"[:200])
+            raise
+        if isinstance(event, h11.Request):
+            self._num_chunks = self._num_bytes = 0
+            self._check_head(event)
+        elif isinstance(event, h11.Data):
+            self._num_chunks += 1
+            self._num_bytes += len(event.data)
+            if self._num_chunks > MAX_SMALL_CHUNKS and self._num_bytes < MIN_CHUNK_BYTES * self._num_chunks:
+                self._refuse(413, f"the body comes in chunks of fewer than {MIN_CHUNK_BYTES} bytes")
+        return event
+
+    def _check_head(self, request: h11.Request) -> None:
+        names = [name for name, _ in request.headers]
+        if len(names) > MAX_HEADERS:
+            self._refuse(431, f"the request has {len(names)} headers; {MAX_HEADERS} is the limit")
+        size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
+        if size > MAX_HEAD_BYTES:
+            self._refuse(431, f"the request's head has {size} bytes; {MAX_HEAD_BYTES} is the limit")
+        if b"transfer-encoding" in names and b"content-length" in names:
+            self._refuse(400, "the request has both a content-length and a transfer-encoding")
+
+    def _refuse(self, status: int, message: str) -> None:
+        self.fault = Fault(status, message)
+        raise h11.RemoteProtocolError(message, status)
+
+
+class StrictProtocol(H11Protocol):
+    """One connection."""
+
+    conn: Parser
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.conn = Parser()
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.conn.fault = Fault(503, f"{MAX_CONNECTIONS} connections are open, and that is the limit")
+            self.send_400_response("")
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._cancel_head_timer()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._await_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            # Closing at once would reset the connection, and the client might not see its answer.
+            self.loop.call_later(LINGER_SECONDS, self._stop_lingering, self.cycle)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser found, if an answer can still be given, and close."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self.transport.is_closing():
+            self.transport.close()
+            return
+        fault = self.conn.fault
+        body = json.dumps(error_body(BadRequest(fault.message))).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        reason = STATUS_PHRASES.get(fault.status, b"")
+        for event in (
+            h11.Response(status_code=fault.status, headers=headers, reason=reason),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_lingering(self, cycle: object) -> None:
+        if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        self.conn.fault = Fault(408, f"the request's head did not come within {HEAD_SECONDS:g} seconds")
+        self.send_400_response("")

@@ -1,0 +1,124 @@
+"""Serving: the system that answers a batch: one of its own, which ends with it, or one that runs already."""
+
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+
+from actors import process
+from actors.client import Client, find_client
+from actors.ledger import LedgerOptions
+from actors.model_loading import ModelChoice
+from actors.node import whereis
+from actors.refusals import Unavailable
+from actors.supervisor import child_spec_of
+from actors.system import start_system, stop
+from actors.system_config import ROOT, SystemConfig
+from deploy.jobs.owner import Heartbeat, owner_of_system, owner_spec
+
+REACH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Who answers, and with which model."""
+
+    client: Client
+    choice: ModelChoice
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Those that are attached, whenever that was."""
+        return self.client.stats()[0].adapters
+
+
+@contextmanager
+def own_system(choice: ModelChoice, batch: str, limits: LedgerOptions, address: str | None) -> Iterator[Serving]:
+    """Start a system, or take over the one that an earlier start of this batch left behind. It ends with the block."""
+    join(address)
+    try:
+        config = config_for(choice, batch, limits)
+        try:
+            with Heartbeat():
+                yield Serving(start_system(config), choice)
+        finally:
+            stop()
+            rmtree(config.directory, ignore_errors=True)
+    finally:
+        process.disconnect()
+
+
+@contextmanager
+def running_system(address: str) -> Iterator[Serving]:
+    """A client of the system that runs at `address`. It stays when the block ends."""
+    join(address)
+    try:
+        client = find_client()
+        try:
+            yield Serving(client, running_config().choice)
+        finally:
+            client.close()
+    finally:
+        process.disconnect()
+
+
+def join(address: str | None) -> None:
+    """Connect to a Ray, or say in a sentence why not."""
+    check_reachable(address)
+    on_terminate = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
+    try:
+        process.connect(address)
+    except ConnectionError:
+        raise Unavailable(f"no Ray cluster answers at {address}") from None
+    except RuntimeError as trouble:
+        if "Version mismatch" not in str(trouble):
+            raise
+        raise Unavailable(f"another version runs at {address}: {versions_in(str(trouble))}") from None
+    signal.signal(signal.SIGTERM, on_terminate)
+
+
+def check_reachable(address: str | None) -> None:
+    """Ray itself tries for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS")
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError):
+        raise Unavailable(f"no Ray cluster answers at {address}") from None
+
+
+def versions_in(message: str) -> str:
+    """Ray's complaint on one line: `there Ray 2.59.0, Python 3.11.4; here Ray 2.60.0, Python 3.11.4`."""
+    said = [line.strip() for line in message.splitlines()]
+    versions = [" ".join(line.split(": ")) for line in said if line.startswith(("Ray: ", "Python: "))]
+    return f"there {', '.join(versions[:2])}; here {', '.join(versions[2:4])}"
+
+
+def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> SystemConfig:
+    """The system to start, or the one that is there and is ours."""
+    if whereis(ROOT) is None:
+        directory = tempfile.mkdtemp(prefix="genserve-batch-")
+        return SystemConfig(choice, directory, limits=limits, doors=(owner_spec(batch),))
+    if owner_of_system() != batch:
+        raise Unavailable("a system runs here already: use it with --connect, or end it with `genserve stop`")
+    return running_config()
+
+
+def running_config() -> SystemConfig:
+    """What the system that runs was made from, read off the first request server's spec."""
+    requests = child_spec_of(ROOT, "requests")
+    config: SystemConfig = requests.start[2][0].start[1]
+    return config
+
+
+def names_of(choice: ModelChoice) -> tuple[str, ...]:
+    """What requests may call a model: its place's name, and its place."""
+    return Path(choice.source).name, choice.source

@@ -1,0 +1,5 @@
+"""The column for NVIDIA GPUs."""
+
+from engine.kernels.cuda.column import CudaKernels
+
+__all__ = ["CudaKernels"]

@@ -1,0 +1,15 @@
+"""`python -m tests.other_version ADDRESS`: have the Ray there say that it is another version."""
+
+import json
+import sys
+
+import ray
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+from ray.experimental import internal_kv
+
+KEY = b"CLUSTER_METADATA"
+
+if __name__ == "__main__":
+    ray.init(sys.argv[1], log_to_driver=False)
+    said = json.loads(internal_kv._internal_kv_get(KEY, namespace=KV_NAMESPACE_CLUSTER))
+    internal_kv._internal_kv_put(KEY, json.dumps(said | {"ray_version": "2.41.0"}), namespace=KV_NAMESPACE_CLUSTER)

@@ -1,0 +1,103 @@
+"""deploy/jobs/order.py, meter.py, carrying_out.py, cli/batch.py: what a batch is told, and what it tells."""
+
+import argparse
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from actors.model_loading import ModelChoice
+from deploy.cli.main import main
+from deploy.jobs.book import Book, Places
+from deploy.jobs.input_file import survey
+from deploy.jobs.meter import Meter, duration
+from deploy.jobs.order import Order, add_arguments, order_of, settings_of
+from engine.completion import Usage
+from engine.refusal import BadRequest
+from tests.batches import write_lines
+
+ROOT = Path(__file__).parent.parent
+
+
+def order(*words: str) -> Order:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return order_of(parser.parse_args(["in.jsonl", "some/out.jsonl", *words]))
+
+
+def test_everything_is_written_beside_the_output() -> None:
+    places = order().places
+    assert str(places.errors) == "some/out.errors.jsonl"
+    assert str(places.progress) == "some/out.jsonl.progress"
+
+
+def test_twice_as_much_is_asked_as_is_worked_on() -> None:
+    assert order("--batch-size", "8").max_in_flight == 16
+    assert order("--batch-size", "1000").limits.max_choices_on_board == 2000
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--connect", "--model", "x"), "with --connect the model and the adapters are those of the system that runs"),
+        (("--adapter", "x"), "an adapter is given as NAME=PATH; got 'x'"),
+        (("--max-tokens", "0"), "max-tokens must be a whole number from 1"),
+        (("--temperature", "-1"), "temperature must be a number from 0"),
+        (("--batch-size", "0"), "batch-size must be a whole number from 1"),
+    ],
+)
+def test_bad_options_get_a_sentence(words: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        order(*words)
+
+
+def test_settings_are_what_texts_depend_on_and_nothing_else() -> None:
+    choice = ModelChoice("model", adapters=(("red", "/red"),))
+    assert settings_of(order("--batch-size", "3"), choice) == settings_of(order(), choice)
+    others = [
+        settings_of(order("--max-tokens", "3"), choice),
+        settings_of(order("--temperature", "0"), choice),
+        settings_of(order(), ModelChoice("model")),
+        settings_of(order(), ModelChoice("other", adapters=choice.adapters)),
+    ]
+    assert len({settings_of(order(), choice), *others}) == 5
+
+
+def test_the_meter_counts_from_this_start_on(tmp_path: Path) -> None:
+    source = survey(write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}] * 100))
+    with closing(Book(Places(tmp_path / "out.jsonl"), source, "")) as book:
+        book.answered(1, b"{}\n", Usage(5, 1000))
+        meter = Meter(source.num_lines, book, now=10.0)
+        assert str(meter.figures(11.0)) == "1 of 100 lines, 0 tokens/s"
+        book.answered(2, b"{}\n", Usage(5, 50))
+        book.failed(3, b"{}\n")
+        assert str(meter.figures(20.0)) == "3 of 100 lines, 1 failed, 5 tokens/s, 8 min 5 s left"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3725, "1 h 2 min")])
+def test_durations_are_said_in_two_parts(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_a_missing_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["batch", str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl")]) == 2
+    assert capsys.readouterr().err == (f"genserve: {tmp_path}/none.jsonl cannot be read: No such file or directory\n")
+
+
+def test_the_program_of_a_job_says_it_the_same_way(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deploy.jobs.batch", str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"{tmp_path}/none.jsonl cannot be read: No such file or directory\n")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}])
+    model = tmp_path / "model"
+    model.mkdir()
+    assert main(["batch", str(source), "/proc/nothing/out.jsonl", "--model", str(model)]) == 2
+    assert "/proc/nothing/out.jsonl cannot be written" in capsys.readouterr().err

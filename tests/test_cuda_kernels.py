@@ -1,0 +1,291 @@
+"""The CUDA column against float64 and the portable column, on random inputs, over the sizes that occur."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine.batch import Batch, Chunk
+from engine.cache import KVCache
+from engine.config import ModelConfig
+from engine.kernels.cuda import CudaKernels
+from engine.kernels.cuda.matrices import Matrices
+from engine.kernels.portable import PortableKernels
+from engine.quantized import QuantizedTensor, dequantize, quantize
+from engine.sampling import draw
+from engine.weights import Layer, Linear, Weights
+
+HAS_CUDA = hasattr(mx, "cuda") and mx.cuda.is_available()
+pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or MLX built without CUDA")
+
+FORMATS = [(4, 32), (4, 64), (4, 128), (8, 32), (8, 64), (8, 128)]
+ROWS = [1, 2, 3, 5, 8, 9, 16, 17, 32, 33, 64, 65, 100, 127, 128, 300]
+
+
+def random(*shape: int, scale: float = 1.0) -> mx.array:
+    return (mx.random.normal(shape) * scale).astype(mx.bfloat16)
+
+
+def weight(out: int, inner: int, bits: int, group: int) -> QuantizedTensor:
+    return quantize(random(out, inner, scale=inner**-0.5), bits, group)
+
+
+def exact(x: mx.array) -> NDArray[np.float64]:
+    if isinstance(x, QuantizedTensor):
+        assert x.biases is not None
+        wide = QuantizedTensor(
+            x,
+            x.scales.astype(mx.float32),
+            x.biases.astype(mx.float32),
+            bits=x.bits,
+            group_size=x.group_size,
+            mode=x.mode,
+        )
+        x = dequantize(wide)
+    return np.array(x.astype(mx.float32)).astype(np.float64)
+
+
+def error(found: mx.array, wanted: NDArray[np.float64]) -> float:
+    difference = exact(found) - wanted
+    assert np.isfinite(difference).all()
+    return float(np.linalg.norm(difference) / np.linalg.norm(wanted))
+
+
+def normed(x: NDArray[np.float64], norm: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * norm
+
+
+def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x / (1 + np.exp(-x))
+
+
+# Products
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+def test_product_with_a_residual_is_near_float64(bits: int, group: int) -> None:
+    for inner in (512, 1536):
+        w = weight(256, inner, bits, group)
+        matrices = Matrices((w,), {})
+        for rows in ROWS:
+            x, added = random(rows, inner), random(rows, 256)
+            assert error(matrices(x, added), exact(x) @ exact(w).T + exact(added)) < 5e-3, (inner, rows)
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+def test_three_products_with_a_norm_are_near_float64(bits: int, group: int) -> None:
+    inner, norm = 1024, 1 + random(1024, scale=0.1)
+    weights = tuple(weight(out, inner, bits, group) for out in (256, 128, 128))
+    bias = random(512)
+    for matrices in (Matrices(weights, {}, None, norm), Matrices(weights, {}, bias, norm)):
+        for rows in ROWS:
+            x = random(rows, inner, scale=3.0)
+            wanted = normed(exact(x), exact(norm), 1e-6) @ np.concatenate([exact(w) for w in weights]).T
+            wanted += 0 if matrices.bias is None else exact(bias)
+            assert error(matrices(x), wanted) < 7e-3, rows
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+def test_gated_product_is_near_float64(bits: int, group: int) -> None:
+    inner, norm = 1024, 1 + random(1024, scale=0.1)
+    gate, up = weight(384, inner, bits, group), weight(384, inner, bits, group)
+    for is_expanded in (False, True):
+        matrices = Matrices((gate, up), {}, None, norm, is_gated=True)
+        if is_expanded:
+            matrices.expand()
+        for rows in ROWS:
+            x = random(rows, inner)
+            h = normed(exact(x), exact(norm), 1e-6)
+            assert error(matrices(x), silu(h @ exact(gate).T) * (h @ exact(up).T)) < 1e-2, rows
+
+
+def test_head_takes_some_rows_and_gives_floats() -> None:
+    w, norm = weight(1280, 512, 4, 64), 1 + random(512, scale=0.1)
+    matrices = Matrices((w,), {}, None, norm, is_float=True, dense_from=1 << 30)
+    x = random(70, 512)
+    for count in (1, 3, 8, 20, 66):
+        at = np.random.default_rng(count).integers(0, 70, count).astype(np.int32)
+        found = matrices(x, at=mx.array(at))
+        assert found.dtype == mx.float32
+        assert error(found, normed(exact(x)[at], exact(norm), 1e-6) @ exact(w).T) < 7e-3
+
+
+def test_unwritten_outputs_do_not_exist() -> None:
+    w = weight(512, 1024, 4, 64)
+    matrices, poison = Matrices((w,), {}), mx.full((64, 512), float("nan"), mx.bfloat16)
+    for rows in (3, 11, 40):
+        mx.eval(poison + 1)
+        x = random(rows, 1024)
+        assert error(matrices(x), exact(x) @ exact(w).T) < 5e-3
+
+
+# Layers
+
+
+def config_of(head_dim: int, heads: int, kv_heads: int, window: int | None = None) -> ModelConfig:
+    return ModelConfig(
+        "qwen3", 1024, 512, 1024, 2, heads, kv_heads, head_dim, 1e-6, 1e6, 4096, False, sliding_window=window
+    )
+
+
+def model(config: ModelConfig, has_norms: bool = True) -> Weights:
+    hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
+
+    def linear(out: int, into: int) -> Linear:
+        return Linear(weight(out, into, 4, 64))
+
+    def layer() -> Layer:
+        norms = [1 + random(d, scale=0.1) if has_norms else None for _ in range(2)]
+        return Layer(
+            1 + random(hidden, scale=0.1),
+            linear(config.num_heads * d, hidden),
+            linear(config.num_kv_heads * d, hidden),
+            linear(config.num_kv_heads * d, hidden),
+            linear(hidden, config.num_heads * d),
+            1 + random(hidden, scale=0.1),
+            linear(inner, hidden),
+            linear(inner, hidden),
+            linear(hidden, inner),
+            *norms,
+        )
+
+    layers = tuple(layer() for _ in range(config.num_layers))
+    return Weights(weight(config.vocab_size, hidden, 4, 64), layers, 1 + random(hidden, scale=0.1), None)
+
+
+def batch_of(contexts: list[int], chunks: list[tuple[int, int]], size: int) -> Batch:
+    """Decode rows with so many tokens (the new one counted), and chunks (new tokens, tokens after)."""
+    lengths = contexts + [after for _, after in chunks]
+    width = max(-(-length // size) for length in lengths) + 3
+    tables, block = np.zeros((len(lengths), width), np.int32), 1
+    order = np.random.default_rng(0).permutation(sum(-(-length // size) for length in lengths)) + 1
+    for line, length in enumerate(lengths):
+        count = -(-length // size)
+        tables[line, :count] = order[block - 1 : block - 1 + count]
+        block += count
+    positions, sequences = [length - 1 for length in contexts], list(range(len(contexts)))
+    placed = []
+    for index, (new, after) in enumerate(chunks, start=len(contexts)):
+        placed.append(Chunk(len(positions), new, after, index))
+        positions += range(after - new, after)
+        sequences += [index] * new
+    at, of = np.array(positions), np.array(sequences)
+    slots = tables[of, at // size] * size + at % size
+    return Batch(
+        mx.array(np.random.default_rng(1).integers(0, 1024, len(at)).astype(np.int32)),
+        mx.array(at.astype(np.int32)),
+        mx.array(slots.astype(np.int32)),
+        mx.array(of.astype(np.int32)),
+        mx.array(tables),
+        mx.array(np.arange(len(at), dtype=np.int32)),
+        None,
+        len(contexts),
+        max(contexts, default=0),
+        tuple(placed),
+    )
+
+
+BATCHES = {
+    "one": ([1], []),
+    "few": ([5, 17, 300], []),
+    "long": ([2000], []),
+    "eight": ([16, 33, 1, 64, 65, 700, 31, 32], []),
+    "many": (list(range(3, 600, 13)), []),
+    "prompt": ([], [(200, 200)]),
+    "chunks": ([], [(7, 300), (64, 64), (1, 1), (130, 900)]),
+    "mixed": ([40, 500], [(33, 33), (100, 612)]),
+}
+SHAPES = [(128, 4, 1), (128, 8, 2), (64, 14, 2), (96, 8, 8), (64, 8, 1)]
+
+
+def filled(config: ModelConfig, blocks: int, size: int, seed: int, dtype: str) -> KVCache:
+    cache = KVCache(config, blocks, size, dtype)  # type: ignore[arg-type]
+    mx.random.seed(seed)
+    for layer in cache.layers:
+        layer.keys = random(*layer.keys.shape).astype(layer.keys.dtype)
+        layer.values = random(*layer.values.shape).astype(layer.values.dtype)
+    mx.eval(cache.arrays())
+    return cache
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", BATCHES)
+def test_forward_pass_is_near_the_portable_one_in_float32(kind: str, shape: tuple[int, int, int]) -> None:
+    for window, size, has_norms in ((None, 16, True), (48, 32, False)):
+        config = config_of(*shape, window)
+        mx.random.seed(7)
+        weights = model(config, has_norms)
+        batch = batch_of(*BATCHES[kind], size)
+        blocks = int(batch.block_tables.max().item()) + 2
+        wide = replace(weights.map(lambda w: dequantize(w).astype(mx.float32)))
+        ours, theirs = CudaKernels(config, size, expand="never"), PortableKernels(config, size)
+        cache, reference = filled(config, blocks, size, 3, "bfloat16"), filled(config, blocks, size, 3, "float32")
+        prepared = ours.prepare(weights)
+        x = ours.hidden(prepared, cache, batch, None)
+        y = theirs.embed(wide, batch.tokens)
+        for index, layer in enumerate(wide.layers):
+            y = theirs.attention(y, layer, index, reference.layers[index], batch, None)
+            y = theirs.feed_forward(y, layer, index, None)
+        assert error(x, exact(y)) < 1.5e-2
+        for a, b in zip(cache.arrays(), reference.arrays(), strict=True):
+            assert error(a, exact(b)) < 1.5e-2
+        mx.eval(theirs.embed(wide, batch.tokens))
+        assert error(ours.embed(prepared, batch.tokens), exact(theirs.embed(wide, batch.tokens))) < 5e-3
+
+
+def test_half_steps_do_what_the_whole_stack_does() -> None:
+    config = config_of(128, 8, 2)
+    weights, batch = model(config), batch_of([40, 500, 20], [], 16)
+    kernels = CudaKernels(config, 16, expand="never")
+    prepared = kernels.prepare(weights)
+    first, second = filled(config, 64, 16, 3, "bfloat16"), filled(config, 64, 16, 3, "bfloat16")
+    whole = kernels.hidden(prepared, first, batch, None)
+    x = kernels.embed(prepared, batch.tokens)
+    for index, layer in enumerate(prepared.layers):
+        x = kernels.attention(x, layer, index, second.layers[index], batch, None)
+        x = kernels.feed_forward(x, layer, index, None)
+    assert mx.array_equal(whole, x).item()
+    for a, b in zip(first.arrays(), second.arrays(), strict=True):
+        assert mx.array_equal(a, b).item()
+
+
+def test_a_step_repeated_gives_the_same_bits() -> None:
+    config = config_of(128, 8, 2)
+    weights, batch = model(config), batch_of([40, 500, 20, 900], [(70, 200)], 16)
+    kernels = CudaKernels(config, 16, expand="never")
+    prepared = kernels.prepare(weights)
+    results = []
+    for _ in range(3):
+        results.append(kernels.hidden(prepared, filled(config, 200, 16, 3, "bfloat16"), batch, None))
+        mx.eval(results[-1])
+    assert all(mx.array_equal(results[0], other).item() for other in results[1:])
+
+
+# Draws
+
+
+def test_greedy_draw_takes_the_first_of_the_largest() -> None:
+    kernels = CudaKernels(config_of(128, 8, 2), 16, expand="never")
+    logits = mx.round(mx.random.normal((9, 151936)) * 4)
+    found = kernels.draw(logits, mx.zeros((9, 5)), is_greedy=True, is_filtered=False)
+    assert mx.array_equal(found, mx.argmax(logits, axis=-1).astype(mx.int32)).item()
+
+
+LIMITS = [(0, 1.0, 0.0), (0, 1.0, 0.05), (50, 1.0, 0.0), (0, 0.9, 0.0), (40, 0.8, 0.01)]
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), LIMITS)
+def test_draws_are_the_portable_ones(top_k: int, top_p: float, min_p: float) -> None:
+    kernels = CudaKernels(config_of(128, 8, 2), 16, expand="never")
+    rows = 64
+    for scale, temperature in ((1.0, 1.0), (4.0, 0.7), (4.0, 0.0)):
+        logits = mx.random.normal((rows, 32000)) * scale
+        knobs = np.zeros((rows, 5), np.float32)
+        knobs[:] = temperature, top_k, top_p, min_p, 0
+        knobs[:, 4] = np.random.default_rng(5).random(rows)
+        is_filtered = bool(top_k or top_p < 1)
+        found = np.array(kernels.draw(logits, mx.array(knobs), is_greedy=False, is_filtered=is_filtered))
+        wanted = np.array(draw(logits, mx.array(knobs), is_greedy=False, is_filtered=is_filtered))
+        assert (found != wanted).sum() <= 2  # rounding of the sums may move a boundary past the drawn number
