@@ -36,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
-    signal.signal(signal.SIGTERM, as_interrupt)
     with errors.status("starting"):
         client = start_system(config, address=arguments.address)
+    # Only now, for Ray sets its own; SIGINT too, for a shell's background jobs start with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, as_interrupt)
     errors.print(f"genserve is running: http://{arguments.host}:{arguments.port}", highlight=False)
     errors.print("Ctrl-C ends it when all answers are given; a second one ends it at once.")
     try:
