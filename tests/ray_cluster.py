@@ -1,0 +1,151 @@
+"""A Ray cluster of one node, as an administrator starts it: on loopback and free ports, closed by a token."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 120.0
+CLIENT_PORT = ("--ray-client-server-port",) if find_spec("grpc") else ()  # a service that only comes with grpc
+PORTS = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", *CLIENT_PORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running cluster: where it is, and what lets one in."""
+
+    address: str
+    dashboard: str
+    token: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of a program which may talk to it."""
+        others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return others | {
+            "PATH": path,  # the cluster's `python` is ours
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on a laptop: all ports stay on loopback
+            "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "1",  # the kernels that were built here go along
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        }
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`ray ...` on the command line."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    def submit(self, *entrypoint: str, submission_id: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- ...`, which comes back when the job has ended."""
+        place = ("--address", self.dashboard, "--working-dir", ".", "--submission-id", submission_id)
+        return self.ray("job", "submit", *place, "--", *entrypoint)
+
+    def ask(self, path: str, method: str = "GET") -> dict[str, object]:
+        """The job server's answer."""
+        request = Request(self.dashboard + path, headers={"Authorization": f"Bearer {self.token}"}, method=method)
+        with urlopen(request, timeout=10) as answer:
+            found: dict[str, object] = json.load(answer)
+        return found
+
+
+@contextmanager
+def started_cluster(num_cpus: int = 2, has_jobs: bool = True) -> Iterator[Cluster]:
+    """Start one, and stop exactly what was started."""
+    directory = tempfile.mkdtemp(prefix="gs", dir="/tmp")  # short: Ray puts sockets below it
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    dashboard = f"http://127.0.0.1:{ports['--dashboard-port']}"
+    cluster = Cluster(f"127.0.0.1:{ports['--port']}", dashboard, secrets.token_hex(32))
+    options = [part for name, port in ports.items() for part in (name, str(port))]
+    options += [
+        "--node-ip-address",
+        "127.0.0.1",
+        "--dashboard-host",
+        "127.0.0.1",
+        "--include-dashboard",
+        str(has_jobs).lower(),
+    ]
+    options += ["--min-worker-port", "0", "--max-worker-port", "0", "--num-cpus", str(num_cpus)]
+    options += ["--temp-dir", directory, "--object-store-memory", str(128 << 20), "--disable-usage-stats", "--block"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options]
+    with open(f"{directory}/log", "w") as log:
+        head = subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(cluster, head, Path(directory, "log"), has_jobs)
+        yield cluster
+    finally:
+        stop(head)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def served(cluster: Cluster, model: Path, directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """`genserve serve` on a cluster, from when its model is loaded to when it is told to stop."""
+    (port,) = free_ports(1)
+    words = ("serve", "--model", str(model), "--directory", str(directory / "state"), "--port", str(port))
+    genserve = [sys.executable, "-m", "deploy.cli.main"]
+    place = {"cwd": ROOT, "env": cluster.environment}
+    server = subprocess.Popen([*genserve, *words, "--address", cluster.address], **place)  # type: ignore[call-overload]
+    try:
+        ready = [sys.executable, "-m", "tests.until_ready", cluster.address]
+        subprocess.run(ready, check=True, timeout=START_SECONDS, **place)  # type: ignore[call-overload]
+        yield server
+        stopping = [*genserve, "stop", "--address", cluster.address]
+        subprocess.run(stopping, check=True, timeout=START_SECONDS, **place)  # type: ignore[call-overload]
+        server.wait(START_SECONDS)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def wait_for(cluster: Cluster, head: "subprocess.Popen[bytes]", log: Path, has_jobs: bool) -> None:
+    """Until it answers: its job server, if it has one, or its control store."""
+    until = time.monotonic() + START_SECONDS
+    while True:
+        if head.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"the cluster did not start: {log.read_text()[-2000:]}")
+        try:
+            if has_jobs:
+                cluster.ask("/api/version")
+            elif "Ray runtime started" not in log.read_text():
+                raise OSError("not yet")
+            return
+        except (URLError, OSError):
+            time.sleep(0.2)
+
+
+def stop(head: "subprocess.Popen[bytes]") -> None:
+    """`ray start --block` ends its node's processes when it is told to end; its session is ours alone."""
+    head.send_signal(signal.SIGTERM)
+    try:
+        head.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        with closing(one):
+            pass
+    return ports
