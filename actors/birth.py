@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 from actors.pid import Pid
 
-if TYPE_CHECKING:
-    from actors.genserver import GenServer
-
-Which: TypeAlias = "type[GenServer] | str"
-"""A server's class, or its path, "module:Class"."""
+Which: TypeAlias = type[Any] | str
+"""A GenServer, or its path, "module:Class"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ def path_of(server: Which) -> Which:
     return f"{server.__module__}:{server.__qualname__}"
 
 
-def class_of(server: Which) -> type[GenServer]:
+def class_of(server: Which) -> type[Any]:
     if not isinstance(server, str):
         return server
     module, _, qualname = server.partition(":")

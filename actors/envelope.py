@@ -26,7 +26,7 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A question to the loop and not to the server: see `actors/sys.py`."""
+    """A question to the loop and not to the server: see `actors/inspection.py`."""
 
     command: object
 

@@ -23,10 +23,11 @@ from actors.birth import Birth
 from actors.envelope import Call, Envelope, GoOn, System
 from actors.exits import NOPROC, Reason, StartFailed, reason_of
 from actors.loop import Loop
-from actors.node import Cancel, Node, enter
+from actors.node import enter
 from actors.ordering import Ordering
 from actors.pid import From, Pid, Ref
 from actors.timers import Timers
+from actors.transport import Cancel, Node
 
 GAP_SECONDS = 1.0  # how long messages wait for an earlier one that seems lost
 FAREWELL_SECONDS = 2.0  # how long last words wait to be heard

@@ -22,9 +22,10 @@ from actors.birth import Birth, label_of
 from actors.envelope import Envelope, GoOn
 from actors.exits import KILLED, NOPROC, AlreadyStarted, Died, NoProc, Reason, StartFailed, Timeout
 from actors.loop import Loop
-from actors.node import Cancel, Notify, enter, leave
+from actors.node import enter, leave
 from actors.pid import From, Pid, Ref
 from actors.timers import Timers
+from actors.transport import Cancel, Notify
 
 
 class Deadlock(Exception):

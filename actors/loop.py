@@ -8,17 +8,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from actors.birth import Birth, class_of
 from actors.envelope import Call, Cast, Down, Envelope, ExitSignal, Fired, GoOn, Info, Link, System, Unlink
 from actors.exits import NORMAL, Ignored, Reason, StartFailed, is_abnormal, reason_of
 from actors.genserver import MISSING, Continue, GenServer, Ignore, NoReply, Reply, Stop
+from actors.inspection import Tally, obey
 from actors.pid import From, Pid, Ref
-from actors.sys import Tally, obey
-
-if TYPE_CHECKING:
-    from actors.node import Cancel, Node, Notify
+from actors.transport import Cancel, Node, Notify
 
 log = logging.getLogger(__name__)
 

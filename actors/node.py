@@ -1,4 +1,4 @@
-"""Node: what a process may ask of the place where it lives, and the functions with which it asks.
+"""Node: the functions with which a process asks the place where it lives.
 
 The same server runs on two nodes: inline, in one thread on a given clock (`actors/inline.py`), and in Ray actors
 (`actors/process.py`). A server says `call(pid, message)` and does not know which. As in asyncio, where it runs is
@@ -7,43 +7,16 @@ ambient, because client functions that took a node as an argument would carry it
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from actors.birth import NO_RESOURCES, Birth, Resources, Which
 from actors.envelope import Call, Cast, Envelope, ExitSignal, Info, Link, Unlink
 from actors.exits import KILL, NOPROC, NoProc, Reason
 from actors.pid import From, Pid, Ref, Server
-
-if TYPE_CHECKING:
-    from actors.loop import Loop
+from actors.transport import Inside, Node
 
 CALL_SECONDS = 5.0
 START_SECONDS = 60.0
-
-Notify = Callable[[Pid, Reason], None]
-Cancel = Callable[[], None]
-
-
-class Node(Protocol):
-    """The transport. Only `ask`, `create` and `join` may wait; `post` never fails and never waits."""
-
-    @property
-    def loop(self) -> Loop | None: ...
-    def now(self) -> float: ...
-    def create(self, birth: Birth, notify: Notify | None, timeout: float | None) -> Pid: ...
-    def find(self, name: str) -> Pid | None: ...
-    def living(self, prefix: str) -> list[Pid]: ...
-    def is_alive(self, pid: Pid) -> bool: ...
-    def post(self, pid: Pid, envelope: Envelope) -> None: ...
-    def ask(self, pid: Pid, envelope: Envelope, timeout: float | None) -> Any: ...
-    async def ask_async(self, pid: Pid, envelope: Envelope, timeout: float | None) -> Any: ...
-    def answer(self, from_: From, value: object) -> None: ...
-    def watch(self, pid: Pid, notify: Notify) -> None: ...
-    def join(self, pid: Pid, timeout: float | None) -> Reason | None: ...
-    def kill(self, pid: Pid) -> None: ...
-    def schedule(self, seconds: float, fire: Callable[[], None]) -> Cancel: ...
-
 
 _here: list[Node] = []
 
@@ -201,7 +174,7 @@ def cancel_timer(ref: Ref) -> bool:
     return _loop().cancel_timer(ref)
 
 
-def _loop() -> Loop:
+def _loop() -> Inside:
     loop = here().loop
     if loop is None:
         raise RuntimeError("this needs a mailbox: it can be asked from inside a process only")

@@ -39,8 +39,9 @@ from actors.envelope import Envelope
 from actors.exits import KILLED, NOPROC, Died, NoProc, Reason, StartFailed, Timeout
 from actors.host import Host, Packed, label
 from actors.loop import Loop
-from actors.node import Cancel, Notify, enter, leave
+from actors.node import enter, leave
 from actors.pid import From, Pid
+from actors.transport import Cancel, Notify
 
 NAMESPACE = "genserve"
 MAX_PENDING_CALLS = 10_000  # on one process, its monitors among them
