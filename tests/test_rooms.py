@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,10 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
             yield node.module or "", node.lineno
 
 
+def module_of(path: Path) -> str:
+    return relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def packages(path: Path) -> set[str]:
     return {name.split(".")[0] for name, _ in imported(path)}
 
@@ -50,6 +55,12 @@ def test_a_file_imports_only_from_its_room_and_those_below(path: Path) -> None:
         f"{relative(path)}:{line} imports {name}" for name, line in imported(path) if name.split(".")[0] in forbidden
     ]
     assert not wrong
+
+
+def test_no_two_files_need_each_other() -> None:
+    """Not even for the names of types."""
+    graph = {module_of(path): {name for name, _ in imported(path)} for path in FILES if path.name != "__init__.py"}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if room_of(path) == "engine"], ids=relative)
