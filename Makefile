@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BACKEND := $(if $(filter Linux,$(shell uname -s)),$(if $(wildcard /proc/driver/nvidia/version),cuda13,cpu))
 
-.PHONY: post test check bench chaos clean
+.PHONY: post test check bench chaos sanitize clean
 
 post: $(VENV)/installed
 	@$(BIN)/genserve post 3
@@ -24,6 +24,21 @@ bench: $(VENV)/installed-dev
 
 chaos: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.chaos
+
+# The CPU kernels without Python. Needs cmake; memcheck needs valgrind, and arm64 g++-aarch64-linux-gnu and qemu-user.
+UNDER_address := -DGENSERVE_SANITIZE=address,undefined
+UNDER_thread := -DGENSERVE_SANITIZE=thread
+UNDER_memcheck := -DGENSERVE_UNDER='valgrind;--quiet;--error-exitcode=1;--leak-check=full'
+UNDER_arm64 := -DGENSERVE_UNDER='qemu-aarch64;-L;/usr/aarch64-linux-gnu' -DCMAKE_SYSTEM_NAME=Linux \
+	-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+
+sanitize: sanitize-address sanitize-thread sanitize-memcheck sanitize-arm64
+
+sanitize-%:
+	cmake -S engine/kernels/cpu/native -B build/$* -DGENSERVE_DRIVER=ON -DCMAKE_BUILD_TYPE=Debug \
+		-DCMAKE_CXX_FLAGS_DEBUG='-O1 -g' $(UNDER_$*)
+	cmake --build build/$*
+	ctest --test-dir build/$* --output-on-failure
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -115,6 +115,7 @@ void set_adapters(
   const auto floats = [](const mx::array& x) { return settled(mx::astype(x, mx::float32, mx::Device::cpu)); };
   auto owner = std::make_shared<Owner>(
       Owner{floats(a), floats(b), floats(scale), settled(mx::astype(starts, mx::int32, mx::Device::cpu))});
+  if (owner->a.ndim() != 2 || owner->b.ndim() != 2) throw std::invalid_argument("matrices were wanted");
   const int ranks = owner->a.shape(0), count = static_cast<int>(owner->starts.size()) - 1;
   if (owner->b.shape(0) != ranks || owner->scale.size() != static_cast<size_t>(ranks) || count < 0)
     throw std::invalid_argument("adapters of equal ranks were wanted");
@@ -127,12 +128,20 @@ void set_adapters(
   adapters.count = count;
   adapters.layers.at(layer).at(module) = {
       owner->a.data<float>(), owner->b.data<float>(), owner->scale.data<float>(), owner->starts.data<int32_t>(), ranks,
-      owner};
+      owner->a.shape(1), owner->b.shape(1), owner};
 }
 
 std::shared_ptr<Adapters> adapters_for(const Decoder& decoder, const AdaptersHandle* handle) {
   if (handle == nullptr) return nullptr;
-  if (handle->of->layers.size() != decoder.layers.size()) throw std::invalid_argument("adapters of another model");
+  const auto& layers = handle->of->layers;
+  bool fits = layers.size() == decoder.layers.size();
+  for (size_t i = 0; fits && i < layers.size(); ++i)
+    for (int module = 0; module < NUM_MODULES; ++module) {
+      const Matrix& view = decoder.layers[i].modules[module].weight->view();
+      const StackedModule& stacked = layers[i][module];
+      fits = fits && (stacked.ranks == 0 || (stacked.inputs == view.columns && stacked.outputs == view.rows));
+    }
+  if (!fits) throw std::invalid_argument("adapters of another model");
   return handle->of;
 }
 

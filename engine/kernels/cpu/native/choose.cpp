@@ -8,6 +8,8 @@ const Kernels* generic_kernels();
 #if defined(__x86_64__)
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+#elif defined(__aarch64__)
+const Kernels* neon_kernels();
 #endif
 
 const Kernels* find_kernels(const char* name) {
@@ -20,6 +22,8 @@ const Kernels* find_kernels(const char* name) {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (has_avx512 && (is_any || std::strcmp(name, "avx512") == 0)) return avx512_kernels();
   if (has_avx2 && (is_any || std::strcmp(name, "avx2") == 0)) return avx2_kernels();
+#elif defined(__aarch64__)
+  if (is_any || std::strcmp(name, "neon") == 0) return neon_kernels();
 #endif
   const Kernels* generic = generic_kernels();
   return is_any || std::strcmp(name, generic->name) == 0 ? generic : nullptr;

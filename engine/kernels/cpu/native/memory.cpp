@@ -13,9 +13,17 @@ namespace {
 
 constexpr size_t LINE = 64, PAGE = size_t{2} << 20, CHUNK = size_t{16} << 20;
 
+// For sanitizers: nothing is rounded up, shared or kept, so that one step beyond a buffer is seen.
+#if defined(GENSERVE_EXACT_MEMORY)
+constexpr bool IS_EXACT = true;
+#else
+constexpr bool IS_EXACT = false;
+#endif
+
 void* allocate(size_t bytes, size_t alignment) {
-  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (p == nullptr) throw std::bad_alloc();
+  void* p = nullptr;
+  if (posix_memalign(&p, alignment, IS_EXACT ? bytes : (bytes + alignment - 1) / alignment * alignment) != 0)
+    throw std::bad_alloc();
   return p;
 }
 
@@ -32,16 +40,16 @@ std::shared_ptr<uint8_t> allocate_pages(size_t bytes) {
 void Buffer::Free::operator()(float* p) const { std::free(p); }
 
 float* Buffer::take(size_t size) {
-  if (size > size_ || data_ == nullptr) {
+  if (size > size_ || data_ == nullptr || IS_EXACT) {
     data_.reset();
-    size_ = size + size / 4 + LINE;
+    size_ = IS_EXACT ? size : size + size / 4 + LINE;
     data_.reset(static_cast<float*>(allocate(size_ * sizeof(float), LINE)));
   }
   return data_.get();
 }
 
 std::shared_ptr<uint8_t> allocate_weights(size_t bytes) {
-  if (bytes > CHUNK / 4) return allocate_pages(bytes);
+  if (bytes > CHUNK / 4 || IS_EXACT) return allocate_pages(bytes);
   static std::mutex mutex;
   static std::weak_ptr<uint8_t> current;
   static size_t used = 0;

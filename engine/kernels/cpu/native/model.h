@@ -32,7 +32,7 @@ struct Layer {
 struct StackedModule {
   const float *a = nullptr, *b = nullptr, *scale = nullptr;
   const int32_t* starts = nullptr;
-  int ranks = 0;
+  int ranks = 0, inputs = 0, outputs = 0;
   std::shared_ptr<void> owner;
 };
 struct Adapters {

@@ -1,11 +1,8 @@
-// Four lanes in the compiler's own vectors: SSE2 on any x86-64, NEON on arm64, plain code elsewhere.
+// Four lanes in the compiler's own vectors: for every machine that has no column of its own.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
 
 #define ALWAYS_INLINE __attribute__((always_inline))
 #define INLINE static inline ALWAYS_INLINE
@@ -13,6 +10,7 @@
 namespace genserve::ISA {
 
 constexpr int LANES = 4;
+constexpr int REGISTERS = 16;
 typedef float Vec __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(16)));
@@ -55,15 +53,6 @@ INLINE Vec times_power_of_two(Vec a, Vec n) {
   return a * reinterpret_cast<Vec>(exponent);
 }
 
-#if defined(__aarch64__)
-constexpr int REGISTERS = 32;
-INLINE Vec fma(Vec a, Vec b, Vec c) { return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-INLINE Vec load(const uint16_t* p) {  // float16
-  return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
-}
-INLINE void store(uint16_t* p, Vec a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)a))); }
-#else
-constexpr int REGISTERS = 16;
 INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // two roundings: a fused one costs a call on such machines
 INLINE float half_to_float(uint16_t h) {
   uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu, bits;
@@ -104,7 +93,6 @@ INLINE Vec load(const uint16_t* p) {
 INLINE void store(uint16_t* p, Vec a) {
   for (int i = 0; i < LANES; ++i) p[i] = float_to_half(a[i]);
 }
-#endif
 
 INLINE Vec load_bfloat(const uint16_t* p) {
   return reinterpret_cast<Vec>(Words{p[0], p[1], p[2], p[3]} << 16);
