@@ -10,7 +10,7 @@ namespace genserve {
 
 constexpr int BLOCK = 32;     // outputs of a packed matrix that lie together, one a lane
 constexpr int UNIT = 32;      // columns of a block in one run of words
-constexpr int SEGMENT = 512;  // columns summed before they join the total: shorter chains round less
+constexpr int SEGMENT = 256;  // columns summed before they join the total: shorter chains round less
 constexpr int SPLIT = 256;    // keys of one softmax partial, counted from position 0
 constexpr int STAGED = 256;    // keys that are brought near at once
 
