@@ -16,6 +16,7 @@ from engine.config import ModelConfig
 from engine.engine import Engine, EngineOptions
 from engine.event import ChoiceEnded, Event, PromptScored, Started, TokenEvent, TokenLogprob
 from engine.kernels.portable import PortableKernels
+from engine.kernels.table import Kernels
 from engine.lora import AdapterStack
 from engine.outputs import Outputs
 from engine.request import Request, Sampling
@@ -43,11 +44,13 @@ def tiny_model(
         return model
 
 
-def tiny_engine(family: str = "llama", *, model: Model | None = None, **options: Any) -> Engine:
+def tiny_engine(
+    family: str = "llama", *, model: Model | None = None, column: type[Kernels] = PortableKernels, **options: Any
+) -> Engine:
     """An engine over a tiny model; `num_blocks` instead of bytes, if wanted."""
     model = model or tiny_model(family)
     sized = sized_options(model.config, options)
-    return Engine(model, PortableKernels(model.config, sized.block_size), sized, BYTES)
+    return Engine(model, column(model.config, sized.block_size), sized, BYTES)
 
 
 def sized_options(config: ModelConfig, options: dict[str, Any]) -> EngineOptions:

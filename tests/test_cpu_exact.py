@@ -53,11 +53,11 @@ def use(name: str) -> None:
 
 numbers = st.builds(
     Numbers,
-    hidden=st.sampled_from([32, 64, 96]),
-    inner=st.sampled_from([32, 96, 160]),
+    hidden=st.sampled_from([32, 64, 75, 96]),
+    inner=st.sampled_from([32, 70, 96, 160]),
     heads=st.sampled_from([4, 8]),
     kv_heads=st.sampled_from([1, 2, 4]),
-    head_dim=st.sampled_from([8, 16, 64, 80]),
+    head_dim=st.sampled_from([8, 16, 26, 64, 80, 96, 128]),
     bits=st.sampled_from([None, 2, 3, 4, 5, 6, 8]),
     dtype=st.sampled_from([mx.float32, mx.float16, mx.bfloat16]),
     vocabulary=st.sampled_from([33, 100]),
@@ -65,7 +65,7 @@ numbers = st.builds(
     has_head_norms=st.booleans(),
     has_biases=st.booleans(),
     window=st.sampled_from([None, 5, 300]),
-).map(lambda n: n if n.bits is None or n.heads * n.head_dim % 32 == 0 else Numbers())
+).filter(lambda n: n.bits is None or all(size % 32 == 0 for size in (n.hidden, n.inner, n.heads * n.head_dim)))
 lengths = st.one_of(st.integers(1, 40), st.integers(250, 300))
 
 
@@ -116,17 +116,27 @@ def in_chunks(ends: list[int], data: st.DataObject) -> list[list[Run]]:
 @MANY
 @given(
     st.integers(1, 70), st.integers(1, 8), st.integers(1, 100), st.sampled_from([None, 2, 3, 4, 5, 6, 8]),
-    st.integers(0, 2**32), INSTRUCTION_SETS,
+    st.sampled_from([32, 64, 128]), st.integers(0, 2**32), st.integers(1, 5), INSTRUCTION_SETS,
 )  # fmt: skip
-def test_product_and_its_transpose_have_the_same_bits_for_a_row_alone(rows, groups, outputs, bits, seed, instructions):
+def test_every_product_has_the_same_bits_for_a_row_alone_on_any_threads(
+    rows, groups, outputs, bits, group, seed, threads, instructions
+):
     use(instructions)
     rng = np.random.default_rng(seed)
-    w = floats(rng, outputs, groups * 32 - (seed % 32 if bits is None else 0))
-    w = pack(w if bits is None else quantize(w, bits, 32))
-    x, y = floats(rng, rows, w.logical_shape[1]), floats(rng, rows, outputs)
-    row = int(rng.integers(rows))
-    assert np.array_equal(np.array(x @ w.T)[row], np.array(x[row : row + 1] @ w.T)[0])
-    assert np.array_equal(np.array(y @ w)[row], np.array(y[row : row + 1] @ w)[0])
+    w = floats(rng, outputs, groups * group - (seed % 32 if bits is None else 0))
+    w = pack(w if bits is None else quantize(w, bits, group))
+    columns, row = w.logical_shape[1], int(rng.integers(rows))
+    x, y, norm = floats(rng, rows, columns), floats(rng, rows, outputs), floats(rng, columns)
+
+    def products(chosen: mx.array) -> list[np.ndarray]:
+        head = _native.head(x, chosen, norm, 1e-5, w.matrix)
+        return [np.array(product) for product in (x[chosen] @ w.T, y[chosen] @ w, head)]
+
+    _native.set_num_threads(2)
+    together = products(mx.arange(rows))
+    _native.set_num_threads(threads)
+    for all_rows, alone in zip(together, products(mx.array([row])), strict=True):
+        assert np.array_equal(all_rows[row], alone[0])
 
 
 def test_all_layers_as_one_operation_have_the_bits_of_the_halves():
