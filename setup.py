@@ -14,6 +14,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path(__file__).parent / "engine" / "kernels" / "cpu" / "native"
 WISH = os.environ.get("GENSERVE_BUILD_CPU")
+HOW = "for the fast one have a C++20 compiler and install again"
 IS_WANTED = WISH == "1" or (WISH is None and sys.platform == "linux")
 
 
@@ -31,7 +32,7 @@ class BuildNative(build_ext):
         except (OSError, subprocess.CalledProcessError) as trouble:
             if WISH == "1":
                 raise
-            self.warn(f"the CPU kernels were not built, and the slow path will be in use: {trouble}")
+            self.warn(f"the CPU kernels were not built, and the slow path will be in use; {HOW}: {trouble}")
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in (Path(self.build_lib) / "engine/kernels/cpu").glob("_native*.so")]

@@ -9,9 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.kernels import choose as choosing
 from engine.kernels.choose import choose
-from engine.kernels.cpu import extension, missing_reason
+from engine.kernels.cpu import missing_reason
 from tests.cpu_models import Numbers, Run, logits_by_halves, make_batch, make_cache, make_tables, make_weights
 
 if missing_reason() is not None:
@@ -162,16 +161,3 @@ def test_choice_leaves_a_wrong_column_out_and_says_so(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert choose(numbers.config, make_weights(numbers), BLOCK).name == "portable"
     assert "disagree" in caplog.text
-
-
-def test_choice_without_the_extension_says_how_to_get_it(monkeypatch, caplog):
-    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
-    numbers = Numbers()
-    with caplog.at_level(logging.WARNING):
-        assert choosing.choose(numbers.config, make_weights(numbers), BLOCK).name == "portable"
-    assert "pip install" in caplog.text
-
-
-def test_extension_of_another_mlx_is_not_used(monkeypatch):
-    monkeypatch.setattr(extension.importlib.metadata, "version", lambda name: "0.0.1")
-    assert "built for mlx" in str(missing_reason())

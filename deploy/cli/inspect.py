@@ -2,8 +2,9 @@
 
 import argparse
 import json
-import warnings
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe(model: Model, place: Path) -> dict[str, Any]:
     config, tensors = model.config, dict(model.weights.named())
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    with told() as notes:
         column = choose(config, model.weights, EngineOptions().block_size)
     return {
         "model": str(place),
@@ -56,9 +56,22 @@ def describe(model: Model, place: Path) -> dict[str, Any]:
         "tied_head": model.weights.lm_head is None,
         "quantization": quantization(model),
         "kernels": column.name,
-        "kernels_note": "; ".join(str(warning.message) for warning in told),
+        "kernels_note": "; ".join(notes),
         "fingerprint": model.fingerprint,
     }
+
+
+@contextmanager
+def told() -> Iterator[list[str]]:
+    """What the program warns of meanwhile, so that it stands in the report and nowhere else."""
+    notes: list[str] = []
+    handler, log = logging.Handler(logging.WARNING), logging.getLogger("genserve")
+    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        yield notes
+    finally:
+        log.removeHandler(handler)
 
 
 def num_parameters(tensor: Any) -> int:
