@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from actors.adapter_book import AdapterBook, BookedAdapter
 from actors.envelope import Down
 from actors.genserver import Continue, GenServer, NoReply, Reply
 from actors.messages import Abort, Attach, Detach, Events, Hello, ModelLeaving, ModelUp, Run, Turned
@@ -22,6 +23,7 @@ from actors.model_loading import ModelChoice, function_at
 from actors.node import call, cast, me, monitor, send, send_after, whereis
 from actors.pid import From, Pid, Ref, Server
 from actors.progress import BEAT_SECONDS, Progress, StepClock, progress_path, remove_traces
+from actors.refusals import Unavailable
 from engine.engine import Engine
 from engine.event import AdapterWanted, Event, TokenEvent
 from engine.refusal import Refusal
@@ -97,7 +99,9 @@ class ModelServer(GenServer):
         self.consumers = consumers
         self.engine: Engine | None = None
         self.epoch = me()
-        self.adapters = dict(choice.adapters)
+        self.book = AdapterBook(self.directory / "adapters.json", dict(choice.adapters))
+        self.adapters = self.book.read()
+        self.broken: dict[str, Unavailable] = {}  # known, but not to be read
         self.given: dict[str, _Given] = {}
         self.lonely: deque[str] = deque()  # to be run alone, one after the other
         self.alone: str | None = None
@@ -115,7 +119,7 @@ class ModelServer(GenServer):
         self.progress.begin(LOAD_SECONDS)
         self.engine = function_at(self.choice.make_engine)(self.choice)
         for name in self.adapters:
-            self.make_known(name)
+            self.load_adapter(name)
         self.load_seconds = time.monotonic() - began
         self.progress.ready()
         send_after(BEAT_SECONDS, _Beat())
@@ -192,10 +196,15 @@ class ModelServer(GenServer):
         assert self.engine is not None
         given.is_aside = False
         try:
+            if given.request.adapter in self.broken:
+                raise self.broken[given.request.adapter]
             self.engine.add(given.resumed())
         except Refusal as refusal:
-            self.forget(given.request.id)
-            cast(given.consumer, Turned(self.epoch, given.request.id, refusal.code, refusal.message))
+            self.turn_away(given, refusal)
+
+    def turn_away(self, given: _Given, refusal: Refusal) -> None:
+        self.forget(given.request.id)
+        cast(given.consumer, Turned(self.epoch, given.request.id, refusal.code, refusal.message))
 
     def drop(self, request_id: str) -> None:
         given = self.given.get(request_id)
@@ -290,16 +299,13 @@ class ModelServer(GenServer):
 
     def attach(self, name: str, path: str) -> Refusal | None:
         """Read it now, so that a broken one is refused here and not when it is asked for."""
-        assert self.engine is not None
-        self.progress.begin(LOAD_SECONDS)
         try:
-            adapter = function_at(self.choice.read_adapter)(path, self.engine.model)
-            self.engine.attach(name, adapter)
+            version = self.read(name, BookedAdapter(path))
         except Refusal as refusal:
             return refusal
-        finally:
-            self.progress.end()
-        self.adapters[name] = path
+        self.adapters[name] = BookedAdapter(path, version)
+        self.book.enter(name, self.adapters[name])
+        self.broken.pop(name, None)
         self.announce()
         return None
 
@@ -308,24 +314,43 @@ class ModelServer(GenServer):
         try:
             self.engine.detach(name)
         except Refusal as refusal:
-            return refusal
+            if name not in self.broken:
+                return refusal
         self.adapters.pop(name, None)
+        self.broken.pop(name, None)
+        self.book.strike(name)
         self.announce()
         return None
 
-    def make_known(self, name: str) -> None:
-        refusal = self.attach(name, self.adapters[name])
-        if refusal is not None:
-            log.warning("adapter %s is left out: %s", name, refusal.message)
-            del self.adapters[name]
-
     def load_adapter(self, name: str) -> None:
-        """The engine dropped it to make room, and somebody needs it again."""
+        """Read one that is known: at the start, or when the engine dropped it to make room and somebody needs it.
+
+        One that cannot be read any more costs its own requests an answer, and nobody else anything.
+        """
         assert self.engine is not None
-        refusal = self.attach(name, self.adapters[name])
-        if refusal is not None:
-            log.warning("adapter %s cannot be read again: %s", name, refusal.message)
-            self.detach(name)
+        try:
+            version = self.read(name, self.adapters[name])
+        except Refusal as refusal:
+            log.warning("adapter %s is left out: %s", name, refusal.message)
+            self.broken[name] = Unavailable(f"the adapter {name} cannot be served: {refusal.message}")
+            for given in [given for given in self.given.values() if given.request.adapter == name]:
+                self.engine.abort(given.request.id)
+                self.turn_away(given, self.broken[name])
+        else:
+            self.adapters[name] = BookedAdapter(self.adapters[name].path, version)
+
+    def read(self, name: str, known: BookedAdapter) -> str:
+        """From its files into the engine; the version that it has."""
+        assert self.engine is not None
+        self.progress.begin(LOAD_SECONDS)
+        try:
+            adapter = function_at(self.choice.read_adapter)(known.path, self.engine.model)
+            if known.version not in (None, adapter.version):
+                raise Unavailable("its files have changed since it was loaded; load it again")
+            self.engine.attach(name, adapter)
+        finally:
+            self.progress.end()
+        return str(adapter.version)
 
     # Consumers
 

@@ -1,0 +1,55 @@
+"""AdapterBook: which adapters were loaded while the system ran, in a file that every life of a model server reads.
+
+All model servers of a system write the same entries into one file. What an adapter held when it was loaded stands in
+it too: a request goes on with the adapter that it began with, or not at all.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loaders.atomic_file import atomic_file
+from loaders.json_file import read_json
+
+Row = list[str | None]  # its path, its version, and the path that was given under its name at the start
+
+
+@dataclass(frozen=True, slots=True)
+class BookedAdapter:
+    """Where an adapter's files are; `version` tells contents apart, and is None as long as none was read."""
+
+    path: str
+    version: str | None = None
+
+
+class AdapterBook:
+    """`given` are the adapters that the system was started with; what is loaded later under such a name goes before.
+
+    A system that is started with other ones means these.
+    """
+
+    def __init__(self, path: Path, given: Mapping[str, str]) -> None:
+        self.path = path
+        self.given = given
+
+    def read(self) -> dict[str, BookedAdapter]:
+        """All that are known."""
+        loaded = {
+            name: BookedAdapter(*found) for name, (*found, given) in self._rows() if given == self.given.get(name)
+        }
+        return {name: BookedAdapter(path) for name, path in self.given.items()} | loaded
+
+    def enter(self, name: str, adapter: BookedAdapter) -> None:
+        self._write(dict(self._rows()) | {name: [adapter.path, adapter.version, self.given.get(name)]})
+
+    def strike(self, name: str) -> None:
+        self._write({known: row for known, row in self._rows() if known != name})
+
+    def _rows(self) -> Iterable[tuple[str, Row]]:
+        return read_json(self.path).items() if self.path.exists() else ()
+
+    def _write(self, rows: Mapping[str, Row]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.path) as file:
+            file.write(json.dumps(rows, indent=1).encode())
