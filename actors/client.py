@@ -97,8 +97,8 @@ class Client:
 
     def resume(self, id: str, had: int | Sequence[int] = 0) -> Stream:
         """Take up a stream again, behind the pieces that were had of it (of each choice, where there are several)."""
-        line = self._line(id)
         inbox = Inbox(id, (had,) if isinstance(had, int) else tuple(had))
+        line = self._line(id).reading(inbox)
         line.follow(inbox)
         return Stream(self, line, inbox, self.tenant)
 
@@ -119,12 +119,16 @@ class Client:
     # Async twins
 
     async def generate_async(self, prompt: Any = None, *, id: str | None = None, **words: Any) -> Completion:
-        _, inbox = await asyncio.to_thread(self._submit, id, self._words(prompt, words), is_whole=True)
-        await inbox.take_async()
+        line, inbox = await self._submit_async(id, self._words(prompt, words), is_whole=True)
+        try:
+            await inbox.take_async()
+        finally:
+            line.drop(inbox)
         return inbox.completion()
 
     async def stream_async(self, prompt: Any = None, *, id: str | None = None, **words: Any) -> Stream:
-        return await asyncio.to_thread(self.stream, prompt, id=id, **words)
+        line, inbox = await self._submit_async(id, self._words(prompt, words), is_whole=False)
+        return Stream(self, line, inbox, self.tenant)
 
     async def batched_run_async(self, prompts: Sequence[Any], **words: Any) -> list[Completion]:
         return await asyncio.to_thread(self.batched_run, prompts, **words)
@@ -179,10 +183,19 @@ class Client:
         num_choices = words.get("n") or 1
         if not isinstance(ask.id, str) or not isinstance(num_choices, int) or not 0 < num_choices <= 4096:
             raise BadRequest("id must be a string and n a small number", "id")
-        line = self._line(ask.id)
         inbox = Inbox(ask.id, None if is_whole else (0,) * num_choices)
+        line = self._line(ask.id).reading(inbox)
         line.submit(Submit(ask, line.listener, is_whole), inbox)
         return line, inbox
+
+    async def _submit_async(self, id: str | None, words: dict[str, Any], *, is_whole: bool) -> tuple[Line, Inbox]:
+        """Who asked may be gone when it is accepted: then nobody listens, and its lease ends it."""
+        submission = asyncio.ensure_future(asyncio.to_thread(self._submit, id, words, is_whole=is_whole))
+        try:
+            return await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            submission.add_done_callback(hear_no_more)
+            raise
 
     def _submit_patiently(self, words: dict[str, Any]) -> Inbox:
         request_id = words.pop("id", None) or uuid.uuid4().hex
@@ -191,6 +204,12 @@ class Client:
                 return self._submit(request_id, words, is_whole=True)[1]
             except Overloaded as refusal:
                 time.sleep(refusal.retry_after_seconds)
+
+
+def hear_no_more(submission: "asyncio.Future[tuple[Line, Inbox]]") -> None:
+    if not submission.cancelled() and submission.exception() is None:
+        line, inbox = submission.result()
+        line.drop(inbox)
 
 
 def is_conversation(prompt: Any) -> bool:

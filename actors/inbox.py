@@ -3,7 +3,9 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
 
 from actors import refusals
 from actors.polls import End, Had, Part, PlainPiece, piece_of
@@ -34,7 +36,7 @@ class Inbox:
         self.failure: Refusal | None = None
         self._pieces: deque[Piece] = deque()
         self._changed = threading.Condition()
-        self._wake: Callable[[], object] | None = None
+        self._sleeper: Sleeper | None = None
 
     @property
     def wants(self) -> Had | None:
@@ -48,19 +50,19 @@ class Inbox:
     def has_pieces(self) -> bool:
         return bool(self._pieces)
 
-    def feed(self, part: Part) -> None:
-        """Take what is new; what came before is passed over."""
+    def feed(self, part: Part) -> "Sleeper | None":
+        """Take what is new; what came before is passed over. Who is returned is to be woken."""
         with self._changed:
             for plain in part.pieces:
                 self._feed_piece(plain)
             if part.end is not None:
                 self.end = part.end
-            self._notify()
+            return self._notify()
 
-    def fail(self, refusal: Refusal) -> None:
+    def fail(self, refusal: Refusal) -> "Sleeper | None":
         with self._changed:
             self.failure = refusal
-            self._notify()
+            return self._notify()
 
     def take(self, timeout: float | None = None) -> list[Piece]:
         """What came since the last time, as soon as there is something; nothing once it is over."""
@@ -74,9 +76,9 @@ class Inbox:
         while True:
             with self._changed:
                 if self._pieces or self.is_over:
-                    self._wake = None
+                    self._sleeper = None
                     return self._drain()
-                self._wake = lambda: loop.call_soon_threadsafe(event.set)
+                self._sleeper = Sleeper(loop, event)
             await event.wait()
             event.clear()
 
@@ -107,8 +109,30 @@ class Inbox:
         self._pieces.clear()
         return pieces
 
-    def _notify(self) -> None:
+    def _notify(self) -> "Sleeper | None":
         self._changed.notify_all()
-        if self._wake is not None:
-            self._wake()
-            self._wake = None
+        sleeper, self._sleeper = self._sleeper, None
+        return sleeper
+
+
+class Sleeper(NamedTuple):
+    """Who waits at an inbox, and on which event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+
+
+def wake(sleepers: Iterable[Sleeper | None]) -> None:
+    """Wake them from another thread. A loop is told once, however many of its readers have news of one step."""
+    events: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for sleeper in sleepers:
+        if sleeper is not None:
+            events.setdefault(sleeper.loop, []).append(sleeper.event)
+    for loop, of_one in events.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody is left
+            loop.call_soon_threadsafe(set_all, of_one)
+
+
+def set_all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        event.set()

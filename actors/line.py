@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from actors import request_server
 from actors.exits import CallFailed, NoProc
-from actors.inbox import Inbox
+from actors.inbox import Inbox, Sleeper, wake
 from actors.node import whereis
 from actors.pid import Pid
-from actors.polls import Had, Poll
+from actors.polls import Had, Part, Poll
 from actors.refusals import Unavailable
 from actors.request_server import Accepted, Submit
 
@@ -24,10 +24,13 @@ POLL_SECONDS = 2.0
 
 
 class Line:
-    def __init__(self, name: str, patience_seconds: float, tenant: str = "") -> None:
+    """Has one reader a request. A request's second reader gets a line of its own, which closes with it."""
+
+    def __init__(self, name: str, patience_seconds: float, tenant: str = "", closes_with_reader: bool = False) -> None:
         self.name = name
         self.patience_seconds = patience_seconds
         self.tenant = tenant
+        self.closes_with_reader = closes_with_reader
         self.listener = uuid.uuid4().hex
         self._inboxes: dict[str, Inbox] = {}
         self._polled: set[str] = set()  # of them, those that the partition is known to have
@@ -63,6 +66,15 @@ class Line:
             if self._inboxes.get(inbox.id) is inbox:
                 del self._inboxes[inbox.id]
                 self._polled.discard(inbox.id)
+        if self.closes_with_reader:
+            self.close()
+
+    def reading(self, inbox: Inbox) -> "Line":
+        """The line for this reader: this one, or another where the request has a reader already."""
+        with self._changed:
+            if self._inboxes.setdefault(inbox.id, inbox) is inbox:
+                return self
+        return Line(self.name, self.patience_seconds, self.tenant, closes_with_reader=True)
 
     def ask(self, question: Callable[[Pid], Answer], patience_seconds: float | None = None) -> Answer:
         """Ask the partition's present process, and its next one if that dies; only for what may be said twice."""
@@ -106,18 +118,19 @@ class Line:
         except Unavailable as refusal:
             self._fail_all(refusal)
             return
-        for part in parts:
-            inbox = self._inboxes.get(part.id)
-            if inbox is None:
-                continue
-            if part.end is not None:
-                self.drop(inbox)
-            inbox.feed(part)
+        wake(self._told(part) for part in parts)
+
+    def _told(self, part: Part) -> Sleeper | None:
+        inbox = self._inboxes.get(part.id)
+        if inbox is None:
+            return None
+        if part.end is not None:
+            self.drop(inbox)
+        return inbox.feed(part)
 
     def _fail_all(self, refusal: Unavailable) -> None:
         with self._changed:
             inboxes = list(self._inboxes.values())
             self._inboxes.clear()
             self._polled.clear()
-        for inbox in inboxes:
-            inbox.fail(refusal)
+        wake(inbox.fail(refusal) for inbox in inboxes)
