@@ -1,16 +1,17 @@
 """ActorBackend: the system of processes, seen from the door. Asks request servers for answers, and all how they are.
 
-What the door must answer at once (is it ready, what is the model) is looked up twice a second and kept: a model server
-in the middle of a step, or dead, keeps nobody waiting.
+What the door must answer at once (is it ready, what is the model, who lives) is looked up twice a second and kept: a
+model server in the middle of a step, or dead, keeps nobody waiting.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +20,15 @@ from actors.client import Client, Stream
 from actors.exits import KILL, CallFailed
 from actors.messages import Attach, Detach
 from actors.node import call, exit, whereis
-from actors.pid import Pid
+from actors.pid import Pid, Server
+from actors.progress import BEAT_SECONDS
 from actors.refusals import Unavailable
-from actors.system_config import SystemConfig
+from actors.system_config import ROOT, SystemConfig
 from actors.tree import status
 from deploy.http.actor_view import NO_VIEW, process_of, view_of
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.backend import NO_TERMS, AdapterCard, Cancelled, ModelCard, Part, Process, Running, Stats, Terms
+from deploy.http.deaths import Deaths
 from engine.completion import Completion, Usage
 from engine.event import PromptScored
 from engine.limits import Capacity
@@ -38,6 +41,7 @@ LOOK_SECONDS = 0.5
 ATTACH_SECONDS = 60.0
 FOLLOW_SECONDS = 0.25  # in which it shows whether there is anything to follow
 NUM_THREADS = 32
+WATCHDOG = f"{ROOT}.watchdog"
 DEFAULTS = Sampling()
 Result = TypeVar("Result")
 
@@ -57,14 +61,17 @@ class ActorBackend:
         self._clients: dict[str, Client] = {}  # by tenant
         self._running: dict[str, Running] = {}  # what came through this door
         self._view = NO_VIEW
+        self._tree = process_of(None)
+        self._deaths = Deaths()
         self._threads = ThreadPoolExecutor(NUM_THREADS, "door")
 
     async def open(self) -> None:
         asyncio.get_running_loop().set_default_executor(self._threads)  # a submission waits in one of them
-        self._looking = asyncio.create_task(self._keep_looking())
+        self._looking = [asyncio.create_task(look()) for look in (self._keep_looking, self._keep_looking_at_tree)]
 
     async def close(self) -> None:
-        self._looking.cancel()
+        for task in self._looking:
+            task.cancel()
         for client in self._clients.values():
             client.close()
 
@@ -74,8 +81,8 @@ class ActorBackend:
         with self._noted(request):
             words = words_of(request, terms)
             completion = await self._client(request.tenant).generate_async(request.prompt, id=request.id, **words)
-        if any(choice.finish_reason == "abort" for choice in completion.choices):
-            raise Cancelled("the request was cancelled")
+        for choice in completion.choices:
+            check_ending(choice.finish_reason, choice.message)
         return completion
 
     async def stream(self, request: Request, terms: Terms = NO_TERMS) -> AsyncIterator[tuple[Part, ...]]:
@@ -102,8 +109,8 @@ class ActorBackend:
         try:
             with self._noted(request):
                 async for pieces in stream.bursts():
-                    if any(piece.finish_reason == "abort" for piece in pieces):
-                        raise Cancelled("the request was cancelled")
+                    for piece in pieces:
+                        check_ending(piece.finish_reason, piece.message)
                     self._count(stream.id, sum(len(piece.tokens) for piece in pieces))
                     if wants_scores:
                         held += pieces
@@ -137,8 +144,7 @@ class ActorBackend:
         known = self._running.get(request_id)
         if known is not None:
             counted = known.generated_tokens + num_tokens
-            values = {field.name: getattr(known, field.name) for field in fields(known)}
-            self._running[request_id] = Running(**{**values, "state": "running", "generated_tokens": counted})
+            self._running[request_id] = replace(known, state="running", generated_tokens=counted)
 
     # Model and adapters
 
@@ -187,7 +193,7 @@ class ActorBackend:
     async def _tell_models(self, message: object) -> None:
         """Say it to every model server; the first refusal is everybody's."""
         for pid in self._models():
-            refusal = await asking(lambda pid=pid: call(pid, message, ATTACH_SECONDS))  # type: ignore[misc]
+            refusal = await asking(partial(call, pid, message, ATTACH_SECONDS))
             if isinstance(refusal, Refusal):
                 raise refusal
         self._view = await asyncio.to_thread(view_of, self.config, self._view)
@@ -195,28 +201,35 @@ class ActorBackend:
     # Looking at it, and interfering
 
     async def stats(self) -> Stats:
-        return self._view.stats
+        return replace(self._view.stats, restarts=dict(self._deaths.by_reason))
 
     async def running(self) -> tuple[Running, ...]:
         return tuple(self._running.values())
 
     async def tree(self) -> Process:
-        return process_of(await asking(status))
+        return self._tree
 
     async def suspend(self) -> None:
-        for pid in self._models():
-            await asking(lambda pid=pid: sys.suspend(pid))  # type: ignore[misc]
-        self._view = await asyncio.to_thread(view_of, self.config, self._view)
+        """The watchdog too: it takes a model server that makes no progress for one that hangs."""
+        await self._tell_loops(sys.suspend, [WATCHDOG, *self._models()])
 
     async def resume(self) -> None:
-        for pid in self._models():
-            await asking(lambda pid=pid: sys.resume(pid))  # type: ignore[misc]
+        await self._tell_loops(sys.resume, self._models())
+        await asyncio.sleep(2 * BEAT_SECONDS)  # until they have shown that they live
+        await self._tell_loops(sys.resume, [WATCHDOG])
+
+    async def _tell_loops(self, order: Callable[[Server], None], servers: Sequence[Server]) -> None:
+        for server in servers:
+            await asking(partial(order, server))
         self._view = await asyncio.to_thread(view_of, self.config, self._view)
 
     async def kill_engine(self) -> None:
-        """The first model server that is at work."""
-        for pid in self._models():
-            return exit(pid, KILL)
+        """The first model server that is at work. Was all suspended, it goes on: the next one would not know of it."""
+        first, *others = self._models() or [None]
+        if first is None:
+            return
+        exit(first, KILL)
+        await self._tell_loops(sys.resume, [*others, WATCHDOG])
 
     def _models(self) -> list[Pid]:
         return [pid for name in self.config.model_names if (pid := whereis(name)) is not None]
@@ -226,6 +239,14 @@ class ActorBackend:
             self._view = await asyncio.to_thread(view_of, self.config, self._view)
             await asyncio.sleep(LOOK_SECONDS)
 
+    async def _keep_looking_at_tree(self) -> None:
+        """By itself: a supervisor that restarts a child answers when it is done."""
+        while True:
+            with contextlib.suppress(Unavailable):
+                self._tree = process_of(await asking(status))
+                self._deaths.look(self._tree)
+            await asyncio.sleep(LOOK_SECONDS)
+
 
 async def asking(question: Callable[[], Result]) -> Result:
     """The answer of a process, beside the event loop; one that is dead is unavailable."""
@@ -233,6 +254,14 @@ async def asking(question: Callable[[], Result]) -> Result:
         return await asyncio.to_thread(question)
     except CallFailed as trouble:
         raise Unavailable(f"a process does not answer: {trouble}") from None
+
+
+def check_ending(finish_reason: str | None, message: str | None) -> None:
+    """Raise what ended a choice, if it was not its own last token."""
+    if finish_reason == "abort":
+        raise Cancelled("the request was cancelled")
+    if finish_reason == "error":
+        raise Unavailable(message or "the engine gave the request up")
 
 
 def words_of(request: Request, terms: Terms) -> dict[str, Any]:

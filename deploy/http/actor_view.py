@@ -35,13 +35,11 @@ def view_of(config: SystemConfig, before: View) -> View:
             partitions.append(request_server.stats(name, ANSWER_SECONDS))
         except CallFailed:
             failures.append(f"{name} does not answer")
-    engine, restarts, is_suspended = before.engine, Counter[str](), False
+    engine, is_suspended = before.engine, False
     for name in config.model_names:
         pid = whereis(name)
         if pid is None:
             continue
-        if pid.epoch > 1:
-            restarts["died"] += pid.epoch - 1
         try:
             is_suspended |= sys.statistics(pid, ANSWER_SECONDS).is_suspended
             if not is_suspended:
@@ -58,7 +56,7 @@ def view_of(config: SystemConfig, before: View) -> View:
         "the engine is suspended" if is_suspended else why_not(partitions, failures),
         engine,
         adapters,
-        Stats(engine, max(0, num_living - num_running), num_running, dict(restarts), dict(counts)),
+        Stats(engine, max(0, num_living - num_running), num_running, counts=dict(counts)),
     )
 
 

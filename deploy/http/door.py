@@ -3,6 +3,7 @@
 Streams end with it, the requests behind them do not: a client that has an Idempotency-Key comes back to the next one.
 """
 
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,4 +76,5 @@ class Door(GenServer):
         self.thread.join(PARTING_SECONDS - 1)
 
     def format_state(self) -> object:
-        return {"host": self.config.host, "port": self.config.port, "keys": len(self.config.keys)}
+        config = self.config
+        return {"host": config.host, "port": config.port, "keys": len(config.keys), "process": os.getpid()}
