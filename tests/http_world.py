@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -34,7 +35,7 @@ from deploy.http.keys import NO_KEYS, Keys
 from deploy.http.serve import Server, config_of
 from engine.completion import Completion, Piece, Transcript, Usage
 from engine.engine import Engine
-from engine.event import ChoiceEnded, PromptScored, TokenEvent, TokenLogprob
+from engine.event import ChoiceEnded, Event, PromptScored, TokenEvent, TokenLogprob
 from engine.limits import Capacity
 from engine.request import Request
 from engine.vocabulary import Vocabulary
@@ -55,8 +56,38 @@ def tiny_tokenizer(**config: Any) -> Tokenizer:
         return load_tokenizer(write_tokenizer(directory, **config))
 
 
+class Pace:
+    """How far an engine may go: a test lets it take some steps, and knows that it stands still behind them."""
+
+    def __init__(self) -> None:
+        self._num_steps = math.inf
+        self._changed = threading.Condition()
+
+    def allow(self, num_steps: float = math.inf) -> None:
+        """So many steps from now on."""
+        with self._changed:
+            self._num_steps = num_steps
+            self._changed.notify_all()
+
+    def kept_by(self, engine: Engine) -> None:
+        """Make an engine wait before each step until it may take it."""
+        step = engine.step
+
+        def paced() -> list[Event]:
+            with self._changed:
+                self._changed.wait_for(lambda: self._num_steps > 0)
+                self._num_steps -= 1
+            return step()
+
+        engine.step = paced  # type: ignore[method-assign]
+
+
 def tiny_backend(
-    adapters: Path | None = None, limits: LedgerOptions | None = None, context: int = 512, **options: Any
+    adapters: Path | None = None,
+    limits: LedgerOptions | None = None,
+    context: int = 512,
+    pace: Pace | None = None,
+    **options: Any,
 ) -> InlineBackend:
     """A tiny model in this process; `options` are the engine's."""
 
@@ -64,6 +95,8 @@ def tiny_backend(
         # Made where it is used: MLX binds what is computed to a thread.
         engine = tiny_engine(model=tiny_model("llama", FOUR_BIT, max_position_embeddings=context), **dict(options))
         engine.vocabulary = tiny_tokenizer().vocabulary
+        if pace is not None:
+            pace.kept_by(engine)
         return engine
 
     return InlineBackend(

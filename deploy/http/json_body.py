@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 from engine.refusal import BadRequest
@@ -58,8 +59,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise BadRequest(f"an object has {len(pairs)} keys; {MAX_KEYS} is the limit")
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
+        double = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise BadRequest(f"the key {double[:40]!r} comes twice", double[:40])
     return made
 
