@@ -12,11 +12,23 @@ from actors.system import default_directory, start_system, stay, stop
 from actors.system_config import SystemConfig
 from deploy.cli.progress import errors, shown_progress
 from deploy.http.door import DoorConfig, door_spec
+from deploy.http.inline_model import inline_model
 from deploy.http.keys import NO_KEYS, Keys
-from deploy.http.serve import HOST, PORT
+from deploy.http.serve import HOST, PORT, serve
 from engine.limits import check_integer
 from engine.refusal import BadRequest
 from loaders.sources import locate
+from loaders.tokenizer import load_tokenizer
+
+OF_MANY_PROCESSES = {
+    "adapter": [],
+    "replicas": 1,
+    "spares": 0,
+    "partitions": 1,
+    "power_safe": False,
+    "directory": None,
+    "address": None,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapters", type=Path, metavar="DIR", help="where clients may load adapters from, by name")
     parser.add_argument("--host", default=HOST)
     parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--known-as", action="append", default=[], metavar="NAME", help="a host that clients address")
     parser.add_argument("--keys", type=Path, help='a JSON file of API keys, {"name": "key"}; a name is a tenant')
     parser.add_argument("--replicas", type=int, default=1, help="model servers at work")
     parser.add_argument("--spares", type=int, default=0, help="model servers kept warm for when one dies")
@@ -32,9 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--power-safe", action="store_true", help="accept nothing before it is on the disk itself")
     parser.add_argument("--directory", type=Path, help="where journals are kept (default: below ~/.genserve)")
     parser.add_argument("--address", help="a Ray to join; without it one is started here")
+    parser.add_argument("--inline", action="store_true", help="all in this process, without Ray: to try things out")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.inline:
+        return run_inline(arguments)
     config = config_of(arguments)
     with errors.status("starting"):
         client = start_system(config, address=arguments.address)
@@ -47,6 +63,25 @@ def run(arguments: argparse.Namespace) -> int:
         stay(config)
     except KeyboardInterrupt:
         end(client)
+    return 0
+
+
+def run_inline(arguments: argparse.Namespace) -> int:
+    """The door and the engine in this process. An engine that dies begins anew; the process itself must not."""
+    for name, default in OF_MANY_PROCESSES.items():
+        if getattr(arguments, name) != default:
+            raise BadRequest(f"--{name.replace('_', '-')} is for a system of processes, and --inline is one", name)
+    with shown_progress() as on_progress:
+        place = locate(arguments.model, on_progress)
+    tokenizer = load_tokenizer(place)
+    name, keys = Path(arguments.model).name, keys_of(arguments)
+    backend = inline_model(place, tokenizer, name=name, adapters=arguments.adapters)
+
+    def started(url: str) -> None:
+        errors.print(f"genserve is running in one process: {url}", highlight=False)
+
+    names = arguments.known_as
+    serve(backend, tokenizer, host=arguments.host, port=arguments.port, keys=keys, hosts=names, started=started)
     return 0
 
 
@@ -81,10 +116,14 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
         replicas=arguments.replicas,
         spares=arguments.spares,
     )
-    keys = NO_KEYS if arguments.keys is None else Keys.read(arguments.keys)
     folder = None if arguments.adapters is None else str(arguments.adapters)
-    door = DoorConfig(Path(arguments.model).name, arguments.host, arguments.port, keys, adapters=folder)
+    name, keys = Path(arguments.model).name, keys_of(arguments)
+    door = DoorConfig(name, arguments.host, arguments.port, keys, tuple(arguments.known_as), folder)
     return replace(config, doors=(door_spec(config, door),))
+
+
+def keys_of(arguments: argparse.Namespace) -> Keys:
+    return NO_KEYS if arguments.keys is None else Keys.read(arguments.keys)
 
 
 def name_and_path(text: str) -> tuple[str, str]:
