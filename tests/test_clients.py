@@ -150,24 +150,6 @@ def test_langchain_chats_and_streams(door: Served) -> None:
     assert again.response_metadata["finish_reason"] in ("stop", "length")
 
 
-def test_litellm_chats_and_streams(door: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    package = pytest.importorskip("litellm")
-    words: dict[str, Any] = {
-        "model": f"openai/{MODEL}",
-        "messages": MESSAGES,
-        "api_base": f"{door.url}/v1",
-        "api_key": "none",
-        "max_tokens": 8,
-        "seed": 1,
-    }
-    whole = package.completion(**words)
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in package.completion(**words, stream=True))
-    assert text == whole.choices[0].message.content
-    with pytest.raises(package.NotFoundError):
-        package.completion(**{**words, "model": "openai/nobody"})
-
-
 def test_lm_eval_gets_the_engines_own_scores(door: Served) -> None:
     """Scores over HTTP are those of an engine that is asked directly, to the last digit that JSON carries."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
