@@ -1,6 +1,7 @@
 """What the door costs: streams against the bare engine, one client's first token, slow readers, abrupt departures.
 
     python -m benchmarks.http                   # smollm2 at 200 streams: minutes on a CPU
+    python -m benchmarks.http --inline          # the door and the engine in one process, without Ray
     python -m benchmarks.http --model tiny --streams 50
     python -m benchmarks.http --only ceiling    # how many tokens a second the door itself can pass on
 
@@ -15,10 +16,13 @@ import json
 import multiprocessing
 import os
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -58,6 +62,44 @@ def serve(settings: Settings, kind: str, ready: Connection) -> None:
     server = Server(config_of(build_app(backend, tokenizer), port=0))
     server.started_at = ready.send
     server.run()
+
+
+def serve_system(settings: Settings, kind: str, ready: Connection) -> None:
+    """The whole system of processes, as `genserve serve` starts it, until this process is told to end."""
+    from actors import sys
+    from actors.model_loading import ModelChoice
+    from actors.system import start_system, stop
+    from actors.system_config import SystemConfig
+    from deploy.http.door import DoorConfig, door_spec
+
+    with tempfile.TemporaryDirectory() as directory:
+        choice = ModelChoice(place_of(settings, Path(directory)), settings.options())
+        config = SystemConfig(choice, directory)
+        port = free_port()
+        start_system(replace(config, doors=(door_spec(config, DoorConfig(settings.model, port=port)),)))
+        ready.send(f"http://127.0.0.1:{port}")
+        while ready.recv() == "process":
+            ready.send(sys.get_state("genserve.http")["process"])
+        stop()
+
+
+def place_of(settings: Settings, directory: Path) -> str:
+    if settings.model != "tiny":
+        return settings.model
+    from tests.tiny import write_checkpoint
+    from tests.tiny_tokenizer import write_tokenizer
+
+    checkpoint = write_checkpoint(
+        directory / "tiny", "llama", {"group_size": 32, "bits": 4}, max_position_embeddings=2048
+    )
+    return str(write_tokenizer(checkpoint))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def made(settings: Settings, kind: str) -> tuple[Any, Any]:
@@ -144,32 +186,41 @@ def rate(port: int, streams: int, tokens: int) -> float:
 # What is measured
 
 
-def bare(settings: Settings) -> float:
-    """Tokens a second of the engine alone, the same requests in one batch, in a process of its own."""
+def throughput(settings: Settings, port: int, rounds: int = 3) -> None:
+    """The same requests in one batch, by the bare engine in a process of its own and over HTTP, in turns."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=bare_in_process, args=(settings, theirs))
+    process = multiprocessing.Process(target=run_bare, args=(settings, theirs), daemon=True)
     process.start()
-    found: float = ours.recv()
-    process.join()
-    return found
+    assert ours.recv() == "ready"
+    alone, served = [], []
+    for _ in range(rounds):
+        ours.send("run")
+        alone.append(ours.recv())
+        served.append(rate(port, settings.streams, settings.tokens))
+    process.kill()
+    told("tokens a second, bare engine", median(alone))
+    told(f"tokens a second, {settings.streams} streams", median(served))
+    told("of the bare engine", median(there / here for there, here in zip(served, alone, strict=True)))
 
 
-def bare_in_process(settings: Settings, answer: Connection) -> None:
+def run_bare(settings: Settings, orders: Connection) -> None:
     backend, tokenizer = made(settings, "engine")
     engine: Engine = backend._build()
     prompt = tuple(tokenizer.encode(PROMPT, special=True))
 
-    def run(name: str) -> float:
-        sampling = Sampling(max_tokens=settings.tokens, temperature=0, ignore_eos=True)
+    def run(name: str, tokens: int) -> float:
+        sampling = Sampling(max_tokens=tokens, temperature=0, ignore_eos=True)
         for number in range(settings.streams):
-            engine.add(Request(f"{name}{number}", prompt, sampling))
+            engine.add(Request(f"{name}-{number}", prompt, sampling))
         began = time.perf_counter()
         while engine.has_work:
             engine.step()
-        return settings.streams * settings.tokens / (time.perf_counter() - began)
+        return settings.streams * tokens / (time.perf_counter() - began)
 
-    run("warm")
-    answer.send(max(run("a"), run("b")))
+    run("warm", 4)
+    orders.send("ready")
+    while orders.recv() == "run":
+        orders.send(run(f"{time.time()}", settings.tokens))
 
 
 def first_token(settings: Settings, port: int) -> float:
@@ -249,6 +300,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--slow", type=int, default=1000)
     parser.add_argument("--departures", type=int, default=2000)
+    parser.add_argument("--inline", action="store_true")
     parser.add_argument("--only", choices=("ceiling", "throughput", "first", "slow", "departures"))
     arguments = parser.parse_args()
     allow_descriptors()
@@ -260,15 +312,11 @@ def main() -> None:
         )
     if arguments.only == "ceiling":
         return
-    alone = bare(settings) if arguments.only in (None, "throughput") else 0.0
 
     def measure(port: int, process_id: int) -> None:
         rate(port, min(8, settings.streams), 8)
         if arguments.only in (None, "throughput"):
-            served = max(rate(port, settings.streams, settings.tokens) for _ in range(2))
-            told("tokens a second, bare engine", alone)
-            told(f"tokens a second, {settings.streams} streams", served)
-            told("of the bare engine", served / alone)
+            throughput(settings, port)
         if arguments.only in (None, "first"):
             told("ms added to one client's first token", first_token(settings, port))
         if arguments.only in (None, "slow"):
@@ -278,7 +326,7 @@ def main() -> None:
         if arguments.only in (None, "departures"):
             told("after abrupt departures", departures(port, process_id, arguments.departures))
 
-    with_server(settings, "engine", measure)
+    with_server(settings, "engine" if arguments.inline else "system", measure)
 
 
 def ceiling(settings: Settings, port: int) -> float:
@@ -288,17 +336,36 @@ def ceiling(settings: Settings, port: int) -> float:
 def with_server(settings: Settings, kind: str, work: Callable[[int, int], Any]) -> Any:
     """What the work returns; it is given the server's port and process id."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=serve, args=(settings, kind, theirs), daemon=True)
+    is_system = kind == "system"
+    process = multiprocessing.Process(
+        target=serve_system if is_system else serve, args=(settings, kind, theirs), daemon=not is_system
+    )
     process.start()
     port = int(ours.recv().rpartition(":")[2])
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-        while client.get("/ready").status_code != 200:
-            time.sleep(0.05)
+        wait_until_ready(client)
     try:
-        return work(port, process.pid or 0)
+        return work(port, process_of_door(ours) if is_system else process.pid or 0)
     finally:
-        process.kill()
+        if is_system:
+            ours.send("stop")
+        else:
+            process.kill()
         process.join()
+
+
+def process_of_door(orders: Connection) -> int:
+    orders.send("process")
+    process_id: int = orders.recv()
+    return process_id
+
+
+def wait_until_ready(client: httpx.Client) -> None:
+    while True:
+        with suppress(httpx.TransportError):
+            if client.get("/ready").status_code == 200:
+                return
+        time.sleep(0.05)
 
 
 def told(what: str, value: Any) -> None:
