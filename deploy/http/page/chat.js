@@ -39,7 +39,9 @@ export function chat(section) {
     turns.push(turn);
     show();
     const mine = (stream = new Stream(body, (chunk) => {
-      for (const choice of chunk.choices) card.add(choice.delta, choice.finish_reason);
+      atTheEnd(() => {
+        for (const choice of chunk.choices) card.add(choice.delta, choice.finish_reason);
+      });
       turn.content = card.text;
     }));
     stop.hidden = false;
@@ -93,6 +95,14 @@ export function chat(section) {
   function show() {
     const empty = h("p", { className: "empty" }, "Nothing said yet.");
     place.replaceChildren(...(turns.length ? turns.map((turn) => turn.element) : [empty]));
-    turns.at(-1)?.element.scrollIntoView({ block: "nearest" });
+    scrollTo(0, turns.length ? document.documentElement.scrollHeight : 0);
   }
+}
+
+// Who reads the end goes on reading the end; who has scrolled back stays there.
+function atTheEnd(change) {
+  const page = document.documentElement;
+  const isThere = scrollY + innerHeight > page.scrollHeight - 40;
+  change();
+  if (isThere) scrollTo(0, page.scrollHeight);
 }

@@ -59,12 +59,15 @@ async function act(method, path, body) {
 function engineButtons(panel, told) {
   const [start, suspend, kill] = ["start", "suspend", "kill"].map((name) => $(`button[name="${name}"]`, panel));
   const place = $(".demo", panel);
+  const pauses = new Pauses(place, $(".pause", panel));
   let stream = null;
   start.addEventListener("click", async () => {
     if (stream) return stream.stop();
     place.replaceChildren();
+    pauses.begin();
     start.textContent = "Stop the text";
     stream = new Stream(story(told().model.capacity.max_context), (chunk) => {
+      pauses.heard();
       for (const choice of chunk.choices) place.append(choice.delta.content ?? "");
       place.scrollTop = place.scrollHeight;
     });
@@ -74,13 +77,50 @@ function engineButtons(panel, told) {
   });
   const isSuspended = () => (told()?.not_ready ?? "").includes("suspended");
   suspend.addEventListener("click", () => act("POST", `/v1/system/${isSuspended() ? "resume" : "suspend"}`));
-  kill.addEventListener("click", () => act("POST", "/v1/system/kill_engine"));
+  kill.addEventListener("click", () => {
+    if (stream) pauses.killed();
+    act("POST", "/v1/system/kill_engine");
+  });
   return {
     show(system) {
       suspend.textContent = isSuspended() ? "Resume" : "Suspend";
       suspend.disabled = kill.disabled = !system.is_operator;
     },
   };
+}
+
+// What a kill costs a reader: the longest time without a word since then. The place of the kill is marked in the text.
+class Pauses {
+  constructor(text, told) {
+    this.text = text;
+    this.told = told;
+    this.begin();
+  }
+
+  begin() {
+    this.kills = 0;
+    this.longest = 0;
+    this.last = null;
+    this.told.textContent = "";
+  }
+
+  killed() {
+    this.kills += 1;
+    this.longest = 0;
+    this.last ??= performance.now();
+    this.text.append(h("span", { className: "kill", title: "the engine was killed here" }));
+    this.told.textContent = "Killed. The text waits for the next engine.";
+  }
+
+  heard() {
+    const now = performance.now();
+    if (this.kills) {
+      this.longest = Math.max(this.longest, now - this.last);
+      const times = this.kills === 1 ? "once" : `${this.kills} times`;
+      this.told.textContent = `Killed ${times}; the text went on after ${number(this.longest / 1000, 1)} s.`;
+    }
+    this.last = now;
+  }
 }
 
 function story(maxContext) {

@@ -2,14 +2,30 @@
 
 import { Stream } from "./api.js";
 import { Card } from "./card.js";
-import { $, asking, toast } from "./dom.js";
+import { $, asking, h, toast } from "./dom.js";
 import { modelOf } from "./models.js";
+
+const IDEAS = {
+  "A small joy": "Write a short, friendly social media post about something small that made your day better.",
+  "Something learned": "Write a short social media post about one surprising thing you learned this week.",
+  "A walk at night": "Write a short social media post about a quiet walk through a city at night.",
+  "Advice to myself": "Write a short social media post with one piece of advice to your younger self.",
+};
 
 export function write(section) {
   const place = $(".cards", section);
   let stream = null;
 
   const form = asking(section, send, () => stream?.stop());
+  $(".ideas", section).append(...Object.entries(IDEAS).map(idea));
+
+  function idea([name, prompt]) {
+    const take = () => {
+      form.elements.prompt.value = prompt;
+      form.elements.prompt.focus();
+    };
+    return h("button", { type: "button", className: "idea", textContent: name, onclick: take });
+  }
 
   async function send(fields) {
     await stream?.stop();

@@ -1,0 +1,286 @@
+"""The door over real processes on Ray: what was promised inline holds when processes are really killed."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from actors import process
+from actors.exits import KILL
+from actors.node import exit, whereis
+from actors.system import start_system, stop
+from deploy.http.door import DoorConfig, door_spec
+from loaders.adapters import save_adapter
+from tests.browser import Browser, browsing, is_there
+from tests.engines import random_adapter, tiny_model
+from tests.http_world import MODEL, Served, events_of
+from tests.serving import tiny_system
+from tests.tiny_tokenizer import write_tokenizer
+
+pytestmark = pytest.mark.ray
+LONG = 200
+ENTER, ESCAPE = "\ue007", "\ue00c"
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    directory = tmp_path_factory.mktemp("system")
+    save_adapter(directory / "adapters" / "voice", random_adapter(tiny_model(), seed=3))
+    process.connect(num_cpus=2)
+    url = f"http://127.0.0.1:{open_system(directory)}"
+    client = httpx.Client(base_url=url, timeout=60, trust_env=False)
+    wait_until_ready(client)
+    yield Served(url, int(url.rpartition(":")[2]), None, client)
+    client.close()
+    stop()
+    process.disconnect()
+
+
+def open_system(directory: Path) -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    plain = tiny_system(directory, partitions=2)
+    write_tokenizer(plain.choice.source)
+    words: dict[str, Any] = {
+        "make_tokenizer": "actors.model_loading:make_tokenizer",
+        "read_adapter": "actors.model_loading:read_adapter",
+        "adapters": (),
+    }
+    system = replace(plain, choice=replace(plain.choice, **words))
+    config = DoorConfig(MODEL, port=port, adapters=str(directory / "adapters"))
+    start_system(replace(system, doors=(door_spec(system, config),)))
+    return port
+
+
+def wait_until_ready(client: httpx.Client) -> None:
+    def is_ready() -> bool:
+        try:
+            return client.get("/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_until(is_ready)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(1200):
+        if condition():
+            return
+        pause.wait(0.05)
+    raise AssertionError("it did not happen")
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"prompt": "Once", "temperature": 1, "seed": 5, "ignore_eos": True, "max_tokens": LONG, **fields}
+
+
+def text_of(door: Served, **fields: Any) -> str:
+    found: str = door.post("/v1/completions", body(**fields)).json()["choices"][0]["text"]
+    return found
+
+
+def test_whole_answers_and_streams_say_the_same(door: Served) -> None:
+    whole = door.chat(max_tokens=20).json()
+    chunks = events_of(door.chat(max_tokens=20, stream=True, stream_options={"include_usage": True}).text)
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1])
+    assert text == whole["choices"][0]["message"]["content"]
+    assert chunks[-1]["usage"]["completion_tokens"] == 20
+
+
+def test_scores_and_several_prompts_come_through(door: Served) -> None:
+    answer = door.complete(["Once", "Twice"], echo=True, logprobs=1, max_tokens=2).json()
+    assert [choice["text"][:4] for choice in answer["choices"]] == ["Once", "Twic"]
+    streamed = events_of(door.complete("Once", echo=True, logprobs=1, max_tokens=2, stream=True).text)
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed) == answer["choices"][0]["text"]
+
+
+def test_a_stream_does_not_notice_that_the_model_server_was_killed(door: Served) -> None:
+    undisturbed, text, has_killed = text_of(door), "", False
+    with door.client.stream("POST", "/v1/completions", json=body(stream=True)) as response:
+        for number, line in enumerate(response.iter_lines()):
+            if number == 30:
+                has_killed = door.client.post("/v1/system/kill_engine").json()["killed"]
+            if line.startswith("data: {"):
+                text += events_of(line)[0]["choices"][0]["text"]
+    assert has_killed and text == undisturbed
+    wait_until_ready(door.client)
+    tree = str(door.client.get("/v1/system").json()["tree"])
+    assert "killed" in tree
+
+
+def test_a_stream_does_not_notice_that_a_request_server_was_killed(door: Served) -> None:
+    undisturbed, text = text_of(door), ""
+    with door.client.stream("POST", "/v1/completions", json=body(stream=True)) as response:
+        for number, line in enumerate(response.iter_lines()):
+            if number == 30:
+                for name in ("requests-0", "requests-1"):
+                    pid = whereis(f"genserve.requests.{name}")
+                    assert pid is not None
+                    exit(pid, KILL)
+            if line.startswith("data: {"):
+                text += events_of(line)[0]["choices"][0]["text"]
+    assert text == undisturbed
+
+
+def test_a_stream_goes_on_at_the_next_door_when_this_one_is_killed(door: Served) -> None:
+    undisturbed, last, text = text_of(door), "", ""
+    headers = {"Idempotency-Key": "through-two-doors"}
+    with (
+        pytest.raises(httpx.TransportError),
+        door.client.stream("POST", "/v1/completions", json=body(stream=True), headers=headers) as response,
+    ):
+        position = ""
+        for number, line in enumerate(response.iter_lines()):
+            if line.startswith("id: "):
+                position = line.removeprefix("id: ")
+            if line.startswith("data: {"):
+                text, last = text + events_of(line)[0]["choices"][0]["text"], position
+            if number == 30:
+                pid = whereis("genserve.http")
+                assert pid is not None
+                exit(pid, KILL)
+    wait_until_ready(door.client)
+    again = door.post("/v1/completions", body(stream=True), headers={**headers, "Last-Event-ID": last})
+    assert again.status_code == 200
+    assert text + "".join(chunk["choices"][0]["text"] for chunk in events_of(again.text)) == undisturbed
+
+
+def test_an_unknown_stream_cannot_be_continued(door: Served) -> None:
+    headers = {"Last-Event-ID": "cmpl-" + "0" * 32 + ":1"}
+    assert door.post("/v1/completions", body(stream=True), headers=headers).status_code == 404
+
+
+def test_a_key_with_another_body_is_a_conflict(door: Served) -> None:
+    headers = {"Idempotency-Key": "changed"}
+    assert door.post("/v1/completions", body(max_tokens=3), headers=headers).status_code == 200
+    assert door.post("/v1/completions", body(max_tokens=4), headers=headers).status_code == 409
+
+
+def test_the_same_key_at_the_same_time_is_one_generation_whoever_reads_it_and_how(door: Served) -> None:
+    headers = {"Idempotency-Key": "read-by-many"}
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(
+            threads.map(
+                lambda number: door.post("/v1/completions", body(seed=None, stream=number % 2 == 1), headers=headers),
+                range(6),
+            )
+        )
+    whole = [answer.json()["choices"][0]["text"] for answer in answers[::2]]
+    streamed = ["".join(c["choices"][0]["text"] for c in events_of(answer.text)) for answer in answers[1::2]]
+    assert len({*whole, *streamed}) == 1 and whole[0]
+
+
+def test_a_client_that_leaves_is_cancelled(door: Served) -> None:
+    with door.client.stream("POST", "/v1/completions", json=body(stream=True)) as response:
+        next(response.iter_lines())
+
+    def is_free() -> bool:
+        system = door.client.get("/v1/system").json()
+        return not system["running"] and system["stats"]["engine"]["used_blocks"] == 0
+
+    wait_until(is_free)
+
+
+def test_an_adapter_is_loaded_named_and_unloaded(door: Served) -> None:
+    assert door.post("/v1/load_lora_adapter", {"lora_name": "voice"}).json()["parent"] == MODEL
+    assert text_of(door, model="voice", max_tokens=10) != text_of(door, max_tokens=10)
+    assert door.post("/v1/unload_lora_adapter", {"lora_name": "voice"}).status_code == 200
+    assert door.complete("Once", model="voice").status_code == 404
+
+
+def test_an_adapter_survives_the_model_server(door: Served) -> None:
+    assert door.post("/v1/load_lora_adapter", {"lora_name": "lasting", "lora_path": "voice"}).status_code == 200
+    before = text_of(door, model="lasting", max_tokens=10)
+    door.client.post("/v1/system/kill_engine")
+    assert text_of(door, model="lasting", max_tokens=10) == before
+    assert door.post("/v1/unload_lora_adapter", {"lora_name": "lasting"}).status_code == 200
+
+
+def test_metrics_count_deaths_by_reason(door: Served) -> None:
+    door.client.post("/v1/system/kill_engine")
+    wait_until(lambda: 'genserve_restarts_total{reason="killed"}' in door.client.get("/metrics").text)
+    wait_until_ready(door.client)
+
+
+def test_suspension_holds_everything_until_it_is_resumed(door: Served) -> None:
+    before = door.client.get("/v1/system").json()["tree"]
+    door.client.post("/v1/system/suspend")
+    threading.Event().wait(4.0)  # longer than the watchdog's patience
+    assert door.client.get("/ready").status_code == 503
+    door.client.post("/v1/system/resume")
+    wait_until_ready(door.client)
+    assert door.complete("Once").status_code == 200
+    threading.Event().wait(1.0)
+    assert door.client.get("/v1/system").json()["tree"] == before
+
+
+# The page, before the same processes
+
+
+@pytest.fixture(scope="module")
+def page(door: Served) -> Iterator[Browser]:
+    if not is_there():
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    wait_until_ready(door.client)
+    with browsing() as browser:
+        browser.go(f"{door.url}/")
+        browser.wait("document.querySelector('#status .label').textContent === 'tiny'")
+        yield browser
+
+
+def show(page: Browser, view: str) -> None:
+    page.run("location.hash = arguments[0]", view)
+    page.wait(f"!document.querySelector('#{view}').hidden")
+
+
+def test_a_person_writes_and_chats(page: Browser) -> None:
+    page.fill("#write input[name=count]", "2")
+    page.fill("#write input[name=tokens]", "12")
+    page.click("#write button.primary")
+    page.wait("[...document.querySelectorAll('#write .card .text')].filter(text => text.textContent).length === 2")
+    page.wait("!document.querySelector('#write .writing')")
+    show(page, "chat")
+    page.fill("#chat textarea", "Hello")
+    page.press(ENTER)
+    page.wait("document.querySelector('.turn.assistant .text')?.textContent")
+    page.press(ESCAPE)
+    page.wait("!document.querySelector('#chat .writing')")
+
+
+def test_a_person_loads_an_adapter(page: Browser) -> None:
+    show(page, "live")
+    page.wait("document.querySelectorAll('form.load option').length")
+    page.click("form.load button")
+    page.wait("document.querySelector('.adapters').textContent.includes('voice')")
+    show(page, "compare")
+    page.wait("document.querySelectorAll('#compare .boxes input').length === 2")
+
+
+def test_a_person_kills_the_engine_in_the_middle_of_a_text_and_the_text_goes_on(page: Browser, door: Served) -> None:
+    show(page, "live")
+    page.wait("document.querySelector('.tree .dot.running')")
+    deaths = page.run("return document.querySelector('.tree').textContent")
+    page.click("#live button[name=start]")
+    page.wait("document.querySelector('.demo').textContent.length > 20")
+    page.click("#live button[name=suspend]")  # so it is not at its end when the engine is killed
+    page.wait("document.querySelector('#live button[name=suspend]').textContent === 'Resume'")
+    assert page.text("#live button[name=start]") == "Stop the text"
+    page.click("#live button[name=kill]")
+    page.wait("document.querySelector('#live button[name=start]').textContent === 'Start a text'")
+    page.wait("document.querySelector('.tree').textContent.includes('killed')")
+    assert page.text(".tree") != deaths
+    limit = door.client.get("/v1/system").json()["model"]["capacity"]["max_context"]
+    story = {
+        "messages": [{"role": "user", "content": "Tell me a long story about a lighthouse keeper and the sea."}],
+        **{"max_tokens": min(1500, limit // 2), "temperature": 0.7, "seed": 1, "ignore_eos": True},
+    }
+    undisturbed = door.post("/v1/chat/completions", story).json()["choices"][0]["message"]["content"]
+    assert page.text(".demo") == undisturbed
