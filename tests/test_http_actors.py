@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from actors import process
+from actors import process, sys
 from actors.exits import KILL
 from actors.node import exit, whereis
 from actors.system import start_system, stop
@@ -208,6 +208,19 @@ def test_metrics_count_deaths_by_reason(door: Served) -> None:
     door.client.post("/v1/system/kill_engine")
     wait_until(lambda: 'genserve_restarts_total{reason="killed"}' in door.client.get("/metrics").text)
     wait_until_ready(door.client)
+
+
+def test_request_servers_that_do_not_answer_are_told_and_waited_for(door: Served) -> None:
+    partitions = [f"genserve.requests.requests-{number}" for number in range(2)]
+    with ThreadPoolExecutor(40) as threads:
+        for name in partitions:
+            sys.suspend(name)
+        waiting = [threads.submit(text_of, door, max_tokens=3) for _ in range(40)]  # more than the door has threads
+        wait_until(lambda: "does not answer" in str(door.client.get("/ready").json()["reason"]))
+        assert door.client.get("/health").status_code == 200
+        for name in partitions:
+            sys.resume(name)
+        assert len({answer.result() for answer in waiting}) == 1
 
 
 def test_suspension_holds_everything_until_it_is_resumed(door: Served) -> None:

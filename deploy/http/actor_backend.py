@@ -64,6 +64,7 @@ class ActorBackend:
         self._tree = process_of(None)
         self._deaths = Deaths()
         self._threads = ThreadPoolExecutor(NUM_THREADS, "door")
+        self._lookers = ThreadPoolExecutor(2, "looks")  # all others may wait for a request server that is away
 
     async def open(self) -> None:
         asyncio.get_running_loop().set_default_executor(self._threads)  # a submission waits in one of them
@@ -196,7 +197,7 @@ class ActorBackend:
             refusal = await asking(partial(call, pid, message, ATTACH_SECONDS))
             if isinstance(refusal, Refusal):
                 raise refusal
-        self._view = await asyncio.to_thread(view_of, self.config, self._view)
+        await self._look()
 
     # Looking at it, and interfering
 
@@ -221,7 +222,7 @@ class ActorBackend:
     async def _tell_loops(self, order: Callable[[Server], None], servers: Sequence[Server]) -> None:
         for server in servers:
             await asking(partial(order, server))
-        self._view = await asyncio.to_thread(view_of, self.config, self._view)
+        await self._look()
 
     async def kill_engine(self) -> None:
         """The first model server that is at work. Was all suspended, it goes on: the next one would not know of it."""
@@ -236,22 +237,26 @@ class ActorBackend:
 
     async def _keep_looking(self) -> None:
         while True:
-            self._view = await asyncio.to_thread(view_of, self.config, self._view)
+            with contextlib.suppress(Unavailable):
+                await self._look()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        self._view = await asking(partial(view_of, self.config, self._view), self._lookers)
 
     async def _keep_looking_at_tree(self) -> None:
         """By itself: a supervisor that restarts a child answers when it is done."""
         while True:
             with contextlib.suppress(Unavailable):
-                self._tree = process_of(await asking(status))
+                self._tree = process_of(await asking(status, self._lookers))
                 self._deaths.look(self._tree)
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def asking(question: Callable[[], Result]) -> Result:
+async def asking(question: Callable[[], Result], threads: ThreadPoolExecutor | None = None) -> Result:
     """The answer of a process, beside the event loop; one that is dead is unavailable."""
     try:
-        return await asyncio.to_thread(question)
+        return await asyncio.get_running_loop().run_in_executor(threads, question)
     except CallFailed as trouble:
         raise Unavailable(f"a process does not answer: {trouble}") from None
 
