@@ -12,7 +12,9 @@ from pathlib import Path
 from loaders.atomic_file import atomic_file
 from loaders.json_file import read_json
 
-Row = list[str | None]  # its path, its version, and the path that was given under its name at the start
+Row = tuple[
+    str, str | None, str | None
+]  # its path, its version, and the path that was given under its name at the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,14 @@ class AdapterBook:
     def read(self) -> dict[str, BookedAdapter]:
         """All that are known."""
         loaded = {
-            name: BookedAdapter(*found) for name, (*found, given) in self._rows() if given == self.given.get(name)
+            name: BookedAdapter(path, version)
+            for name, (path, version, given) in self._rows()
+            if given == self.given.get(name)
         }
         return {name: BookedAdapter(path) for name, path in self.given.items()} | loaded
 
     def enter(self, name: str, adapter: BookedAdapter) -> None:
-        self._write(dict(self._rows()) | {name: [adapter.path, adapter.version, self.given.get(name)]})
+        self._write(dict(self._rows()) | {name: (adapter.path, adapter.version, self.given.get(name))})
 
     def strike(self, name: str) -> None:
         self._write({known: row for known, row in self._rows() if known != name})

@@ -226,11 +226,10 @@ class ActorBackend:
 
     async def kill_engine(self) -> None:
         """The first model server that is at work. Was all suspended, it goes on: the next one would not know of it."""
-        first, *others = self._models() or [None]
-        if first is None:
-            return
-        exit(first, KILL)
-        await self._tell_loops(sys.resume, [*others, WATCHDOG])
+        models = self._models()
+        if models:
+            exit(models[0], KILL)
+            await self._tell_loops(sys.resume, [*models[1:], WATCHDOG])
 
     def _models(self) -> list[Pid]:
         return [pid for name in self.config.model_names if (pid := whereis(name)) is not None]
