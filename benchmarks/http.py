@@ -46,7 +46,8 @@ class Settings:
     tokens: int
 
     def options(self) -> EngineOptions:
-        return EngineOptions(max_sequences=max(64, self.streams), cache_bytes=2 << 30)
+        cache_bytes = 64 << 20 if self.model == "tiny" else EngineOptions().cache_bytes
+        return EngineOptions(max_sequences=max(64, self.streams), cache_bytes=cache_bytes)
 
 
 # The server, in a process of its own
