@@ -141,11 +141,21 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.returncode == 0
 
 
-def test_threads_are_as_many_as_asked_for_and_not_what_openmp_says(world):
-    _native.set_num_threads(3)
+def test_threads_are_as_many_as_asked_for(world):
+    CpuKernels(world[0].config, BLOCK, num_threads=3)
     assert _native.num_threads() == 3
     _native.set_num_threads(0)
     assert _native.num_threads() == len(os.sched_getaffinity(0))
+
+
+def test_threads_are_as_many_as_cores_that_may_be_used_and_not_what_openmp_says():
+    """Ray sets OMP_NUM_THREADS to 1 in its workers."""
+    program = "import os, mlx.core; from engine.kernels.cpu import _native; print(_native.num_threads())"
+    one_core = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); {program}"
+    for openmp, code, wanted in (("1", program, len(os.sched_getaffinity(0))), ("7", one_core, 1)):
+        environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": openmp}
+        done = subprocess.run([sys.executable, "-c", code], timeout=60, env=environment, capture_output=True, text=True)
+        assert (done.stdout.strip(), done.stderr) == (str(wanted), "")
 
 
 @pytest.mark.parametrize("numbers", [Numbers(), Numbers(bits=None, has_biases=True), Numbers(window=9, is_tied=False)])
