@@ -31,8 +31,8 @@ class AdapterBook:
     A system that is started with other ones means these.
     """
 
-    def __init__(self, path: Path, given: Mapping[str, str]) -> None:
-        self.path = path
+    def __init__(self, directory: Path, given: Mapping[str, str]) -> None:
+        self.path = directory / "adapters.json"
         self.given = given
 
     def read(self) -> dict[str, BookedAdapter]:

@@ -99,7 +99,7 @@ class ModelServer(GenServer):
         self.consumers = consumers
         self.engine: Engine | None = None
         self.epoch = me()
-        self.book = AdapterBook(self.directory / "adapters.json", dict(choice.adapters))
+        self.book = AdapterBook(self.directory, dict(choice.adapters))
         self.adapters = self.book.read()
         self.broken: dict[str, Unavailable] = {}  # known, but not to be read
         self.given: dict[str, _Given] = {}

@@ -88,8 +88,7 @@ def test_an_adapter_that_was_unloaded_does_not_come_back(tmp_path: Path, voice: 
 
 
 def test_what_a_system_is_started_with_goes_before_what_an_earlier_one_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "adapters.json"
-    AdapterBook(path, {"voice": "old"}).enter("voice", BookedAdapter("loaded later", "1"))
-    assert AdapterBook(path, {"voice": "old"}).read() == {"voice": BookedAdapter("loaded later", "1")}
-    assert AdapterBook(path, {"voice": "new"}).read() == {"voice": BookedAdapter("new")}
-    assert AdapterBook(path, {}).read() == {}
+    AdapterBook(tmp_path, {"voice": "old"}).enter("voice", BookedAdapter("loaded later", "1"))
+    assert AdapterBook(tmp_path, {"voice": "old"}).read() == {"voice": BookedAdapter("loaded later", "1")}
+    assert AdapterBook(tmp_path, {"voice": "new"}).read() == {"voice": BookedAdapter("new")}
+    assert AdapterBook(tmp_path, {}).read() == {}

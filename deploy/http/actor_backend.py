@@ -10,12 +10,13 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from actors import sys
+from actors.adapter_book import AdapterBook, BookedAdapter
 from actors.client import Client, Stream
 from actors.exits import KILL, CallFailed
 from actors.messages import Attach, Detach
@@ -25,15 +26,15 @@ from actors.progress import BEAT_SECONDS
 from actors.refusals import Unavailable
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import status
-from deploy.http.actor_view import NO_VIEW, process_of, view_of
+from deploy.http.actor_requests import chained, check_ending, ending_of, words_of
+from deploy.http.actor_view import NO_VIEW, View, process_of, view_of
 from deploy.http.adapter_folder import AdapterFolder
-from deploy.http.backend import NO_TERMS, AdapterCard, Cancelled, ModelCard, Part, Process, Running, Stats, Terms
+from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Running, Stats, Terms
 from deploy.http.deaths import Deaths
-from engine.completion import Completion, Usage
-from engine.event import PromptScored
+from engine.completion import Completion
 from engine.limits import Capacity
 from engine.refusal import Refusal, Unsupported
-from engine.request import Request, Sampling
+from engine.request import Request
 from loaders.adapters import describe_adapter
 from loaders.tokenizer import Tokenizer
 
@@ -42,7 +43,6 @@ ATTACH_SECONDS = 60.0
 FOLLOW_SECONDS = 0.25  # in which it shows whether there is anything to follow
 NUM_THREADS = 32
 WATCHDOG = f"{ROOT}.watchdog"
-DEFAULTS = Sampling()
 Result = TypeVar("Result")
 
 
@@ -56,7 +56,8 @@ class ActorBackend:
         self.name = name
         self._tokenizer = tokenizer
         self._folder = folder
-        self._paths = dict(config.choice.adapters)
+        self._book = AdapterBook(Path(config.directory), dict(config.choice.adapters))
+        self._booked: dict[str, BookedAdapter] = {}
         self._cards: dict[str, AdapterCard] = {}
         self._clients: dict[str, Client] = {}  # by tenant
         self._running: dict[str, Running] = {}  # what came through this door
@@ -172,22 +173,22 @@ class ActorBackend:
             raise Unsupported("this server was started without a directory of adapters", "lora_name")
         path = self._folder.path_of(source)
         await self._tell_models(Attach(name, str(path)))
-        self._paths[name] = str(path)
-        self._cards.pop(name, None)
         return await self._card_of(name)
 
     async def unload_adapter(self, name: str) -> None:
         await self._tell_models(Detach(name))
 
     async def _card_of(self, name: str) -> AdapterCard:
-        """What its files say; an adapter that another door loaded has a name only."""
-        if name not in self._cards:
+        """What the book and the adapter's files say."""
+        booked = self._booked.get(name)
+        if booked is None:
+            return AdapterCard(name, "unknown", 0, 0, 0.0)
+        version = booked.version or hashlib.sha256(booked.path.encode()).hexdigest()
+        if name not in self._cards or self._cards[name].version != version:
             rank = num_bytes = 0
-            if name in self._paths:
-                with contextlib.suppress(Refusal):
-                    found = await asyncio.to_thread(describe_adapter, Path(self._paths[name]))
-                    rank, num_bytes = found.rank, found.num_bytes
-            version = hashlib.sha256(self._paths.get(name, name).encode()).hexdigest()
+            with contextlib.suppress(Refusal):
+                found = await asyncio.to_thread(describe_adapter, Path(booked.path))
+                rank, num_bytes = found.rank, found.num_bytes
             self._cards[name] = AdapterCard(name, version, rank, num_bytes, time.time())
         return self._cards[name]
 
@@ -236,12 +237,15 @@ class ActorBackend:
 
     async def _keep_looking(self) -> None:
         while True:
-            with contextlib.suppress(Unavailable):
+            with contextlib.suppress(Refusal):
                 await self._look()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
-        self._view = await asking(partial(view_of, self.config, self._view), self._lookers)
+        self._view, self._booked = await asking(self._seen, self._lookers)
+
+    def _seen(self) -> tuple[View, dict[str, BookedAdapter]]:
+        return view_of(self.config, self._view), self._book.read()
 
     async def _keep_looking_at_tree(self) -> None:
         """By itself: a supervisor that restarts a child answers when it is done."""
@@ -258,44 +262,3 @@ async def asking(question: Callable[[], Result], threads: ThreadPoolExecutor | N
         return await asyncio.get_running_loop().run_in_executor(threads, question)
     except CallFailed as trouble:
         raise Unavailable(f"a process does not answer: {trouble}") from None
-
-
-def check_ending(finish_reason: str | None, message: str | None) -> None:
-    """Raise what ended a choice, if it was not its own last token."""
-    if finish_reason == "abort":
-        raise Cancelled("the request was cancelled")
-    if finish_reason == "error":
-        raise Unavailable(message or "the engine gave the request up")
-
-
-def words_of(request: Request, terms: Terms) -> dict[str, Any]:
-    """A request in the words of `Client`."""
-    names = (field.name for field in fields(Sampling))
-    changed = {name: getattr(request.sampling, name) for name in names}
-    words = {name: value for name, value in changed.items() if value != getattr(DEFAULTS, name)}
-    return words | {
-        "max_tokens": request.sampling.max_tokens,
-        "adapter": request.adapter,
-        "priority": request.priority,
-        "deadline_seconds": terms.deadline_seconds,
-        "lease_seconds": terms.lease_seconds,
-    }
-
-
-def ending_of(stream: Stream) -> tuple[Usage, tuple[PromptScored, ...]]:
-    """What a stream tells at its end."""
-    end = stream._inbox.ended()
-    scores = () if end.prompt_logprobs is None else (PromptScored(stream.id, end.prompt_logprobs),)
-    return end.usage, scores
-
-
-async def chained(
-    first: "asyncio.Future[tuple[Part, ...]]", rest: AsyncIterator[tuple[Part, ...]]
-) -> AsyncIterator[tuple[Part, ...]]:
-    """A stream whose first burst is on its way already."""
-    try:
-        yield await first
-    except StopAsyncIteration:
-        return
-    async for burst in rest:
-        yield burst
