@@ -1,11 +1,12 @@
 """What the engine costs beside the model: host time a step, its share of a real step, and adapters side by side.
 
-    python -m benchmarks.engine              # all three: a minute; ten on a CPU without its own kernels
+    python -m benchmarks.engine              # all four: a minute; ten on a CPU without its own kernels
     python -m benchmarks.engine --only stub  # the first alone, seconds
 
 stub: 256 rows through kernels that compute nothing, so that all that is left is the engine: under 0.5 ms a step.
 share: 32 rows of SmolLM2; host time of a step (all but waiting for the model) over the whole step: under 3 %.
 adapters: 32 rows of SmolLM2, each with an adapter of rank 8 of its own, against all with the same one: within 15 %.
+attach: the same 32 adapters; one goes and another comes while 31 rows run: what they wait for it.
 """
 
 import argparse
@@ -135,6 +136,29 @@ def adapters(model: Model, count: int = 32, num_steps: int = 20) -> None:
         row(f"SmolLM2, {count} rows, {num_adapters} adapters", f"{speeds[num_adapters]:.1f} tokens/s{loss}", target)
 
 
+def attach(model: Model, count: int = 32, num_times: int = 8) -> None:
+    """How long an adapter's coming and going takes, and how much longer the step is in which it happens."""
+    engine = real_engine(model, count)
+    comings = [random_adapter(model, index) for index in range(count + num_times)]
+    for index in range(count):
+        engine.attach(f"a{index}", comings[index])
+    for index, request in enumerate(requests(count - 1, 400)):
+        engine.add(replace(request, adapter=f"a{index}"))
+    until_all_decode(engine, count - 1)
+    usual, calls, disturbed = list[float](), list[float](), list[float]()
+    name = f"a{count - 1}"
+    for adapter in comings[count:]:
+        usual += step_seconds(engine, 5)
+        start = time.perf_counter()
+        engine.detach(name)
+        engine.attach(name, adapter)
+        calls.append(time.perf_counter() - start)
+        engine.step()
+        disturbed.append(time.perf_counter() - start)
+    found = f"{median(calls) * 1e3:.0f} ms; step {median(usual) * 1e3:.0f} ms, with it {median(disturbed) * 1e3:.0f} ms"
+    row(f"SmolLM2, {count} adapters, one replaced", found, "")
+
+
 def real_engine(model: Model, num_rows: int) -> Engine:
     options = EngineOptions(cache_bytes=1 << 28, max_sequences=num_rows, max_batch_tokens=256, max_context=1024)
     return Engine(model, choose(model.config, model.weights, options.block_size), options)
@@ -157,11 +181,15 @@ def row(what: str, found: str, target: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("stub", "share", "adapters"))
+    parser.add_argument("--only", choices=("stub", "share", "adapters", "attach"))
     only = parser.parse_args().only
     if only in (None, "stub"):
         stub()
-    real: tuple[tuple[str, Callable[[Model], None]], ...] = (("share", share), ("adapters", adapters))
+    real: tuple[tuple[str, Callable[[Model], None]], ...] = (
+        ("share", share),
+        ("adapters", adapters),
+        ("attach", attach),
+    )
     if only != "stub":
         model = load_model("smollm2")
         for name, measure in real:

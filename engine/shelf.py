@@ -2,21 +2,31 @@
 
 An adapter has a slot as long as it is in memory; a row names its slot. When all do not fit, the least recently used
 one that nobody uses is dropped; it stays known, and is wanted again when a request needs it.
+
+All adapters' tensors lie side by side in one stack. Laying it anew copies every one of them, and those who run would
+feel it; so an adapter that leaves its slot leaves its tensors there, and the next one of the same ranks is written over
+them. Only for one that fits no vacant slot the stack is laid anew, with some more slots of its kind.
 """
 
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from engine.adapter import Adapter
+import mlx.core as mx
+
+from engine.adapter import Adapter, LowRank
 from engine.lora import AdapterStack, stack_adapters
 from engine.refusal import QueueFull, UnknownAdapter
+
+SPARE_SHARE = 4  # for so many adapters a vacant slot is laid
 
 
 @dataclass(slots=True)
 class Slot:
     name: str
-    adapter: Adapter
+    version: str
+    num_bytes: int
+    adapter: Adapter | None  # until its tensors are in the stack
     num_users: int = 0
     is_retired: bool = False  # detached, or replaced by a newer version: goes when its last user goes
 
@@ -31,6 +41,7 @@ class Shelf:
         self._current: OrderedDict[str, int] = OrderedDict()  # name -> slot, least recently used first
         self._known: dict[str, int] = {}  # name -> bytes
         self._stack: AdapterStack | None = None
+        self._laid_bytes = 0  # that the stack was laid for
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,11 +53,11 @@ class Shelf:
 
     @property
     def num_bytes(self) -> int:
-        return sum(slot.adapter.num_bytes for slot in self._slots if slot is not None)
+        return sum(slot.num_bytes for slot in self._slots if slot is not None)
 
     @property
     def bytes_in_use(self) -> int:
-        return sum(slot.adapter.num_bytes for slot in self._slots if slot is not None and slot.num_users)
+        return sum(slot.num_bytes for slot in self._slots if slot is not None and slot.num_users)
 
     def attach(self, name: str, adapter: Adapter) -> None:
         """Make an adapter known and put it in memory; a version in use before stays until its users are done."""
@@ -61,11 +72,8 @@ class Shelf:
         if name in self._current:
             self._retire(self._current.pop(name))
         self._make_room(adapter.num_bytes)
-        index = self._free_slot()
-        self._slots[index] = Slot(name, adapter)
-        self._current[name] = index
+        self._current[name] = self._place(name, adapter)
         self._known[name] = adapter.num_bytes
-        self._stack = None
 
     def detach(self, name: str) -> None:
         """Forget an adapter; those who use it keep it to their end."""
@@ -100,7 +108,7 @@ class Shelf:
         slot = self._slots[index]
         assert slot is not None
         slot.num_users += 1
-        return index, slot.adapter.version
+        return index, slot.version
 
     def share(self, index: int) -> None:
         """One more user of a slot in use."""
@@ -126,10 +134,50 @@ class Shelf:
 
     def stack(self) -> AdapterStack | None:
         """All adapters in memory, side by side, by slot: those detached and still in use as well."""
-        if self._stack is None and any(self._slots):
-            adapters = [EMPTY if slot is None else slot.adapter for slot in self._slots]
-            self._stack = stack_adapters(adapters, self._num_layers)
+        if not any(self._slots):
+            self._slots, self._stack = [], None
+        elif any(self._loose()) or self._laid_bytes > 2 * self.num_bytes:
+            self._lay()
         return self._stack
+
+    def _place(self, name: str, adapter: Adapter) -> int:
+        """Give an adapter a slot: a vacant one that it fits, or else one in a stack to be laid."""
+        vacant = [index for index, slot in enumerate(self._slots) if slot is None]
+        fitting = [index for index in vacant if self._stack is not None and self._stack.fits(index, adapter)]
+        if self._stack is not None and fitting:
+            self._stack.replace(fitting[0], adapter)
+        elif not vacant:
+            vacant.append(len(self._slots))
+            self._slots.append(None)
+        index = (fitting or vacant)[0]
+        self._slots[index] = Slot(name, adapter.version, adapter.num_bytes, None if fitting else adapter)
+        return index
+
+    def _lay(self) -> None:
+        """Lay the stack anew: what was left in vacant slots goes, and some are added of the newest adapter's kind."""
+        while self._slots[-1] is None:
+            self._slots.pop()
+        adapters = [EMPTY if slot is None else self._adapter_in(index, slot) for index, slot in enumerate(self._slots)]
+        newest = [*adapters, *self._loose()][-1]
+        num_living = sum(slot is not None for slot in self._slots)
+        num_fitting = (self.max_bytes - self.num_bytes) // max(newest.num_bytes, 1)
+        spare = [blank(newest)] * min(num_living // SPARE_SHARE, num_fitting)
+        self._stack = stack_adapters([*adapters, *spare], self._num_layers)
+        self._laid_bytes = sum(array.nbytes for array in self._stack.arrays())
+        for slot in self._slots:
+            if slot is not None:
+                slot.adapter = None
+        self._slots += [None] * len(spare)
+
+    def _loose(self) -> list[Adapter]:
+        """Those that are not in the stack yet."""
+        return [slot.adapter for slot in self._slots if slot is not None and slot.adapter is not None]
+
+    def _adapter_in(self, index: int, slot: Slot) -> Adapter:
+        if slot.adapter is not None:
+            return slot.adapter
+        assert self._stack is not None
+        return Adapter(self._stack.take(index), slot.version)
 
     def _retire(self, index: int) -> None:
         slot = self._slots[index]
@@ -140,17 +188,17 @@ class Shelf:
 
     def _drop(self, index: int) -> None:
         self._slots[index] = None
-        self._stack = None
-
-    def _free_slot(self) -> int:
-        for index, slot in enumerate(self._slots):
-            if slot is None:
-                return index
-        self._slots.append(None)
-        return len(self._slots) - 1
 
 
 EMPTY = Adapter({}, "")
+
+
+def blank(like: Adapter) -> Adapter:
+    """An adapter of the same ranks that changes nothing."""
+    modules = {
+        place: LowRank(mx.zeros_like(pair.a), mx.zeros_like(pair.b), 0.0) for place, pair in like.modules.items()
+    }
+    return Adapter(modules, "")
 
 
 def listed(names: tuple[str, ...]) -> str:

@@ -36,7 +36,6 @@ class CpuKernels:
         self.portable = PortableKernels(config, block_size)
         self._prepared: Weights | None = None
         self._decoder: _native.Decoder | None = None  # None: some matrix has a format that the extension lacks
-        self._adapters: tuple[AdapterStack, _native.Adapters] | None = None
         if num_threads is not None:
             _native.set_num_threads(num_threads)
 
@@ -122,12 +121,12 @@ class CpuKernels:
         return outputs[0]
 
     def adapters(self, lora: LoraRows | None) -> tuple[mx.array | None, _native.Adapters | None]:
-        """The rows' choice and the stack in the extension's form, made once for a stack."""
+        """The rows' choice and the stack in the extension's form, made once for a stack as it stands."""
         if lora is None:
             return None, None
-        if self._adapters is None or self._adapters[0] is not lora.stack:
-            self._adapters = (lora.stack, stack_for_native(lora.stack))
-        return lora.adapter_of, self._adapters[1]
+        if lora.stack.native is None:
+            lora.stack.native = stack_for_native(lora.stack)
+        return lora.adapter_of, lora.stack.native
 
 
 def in_order(cache: LayerCache) -> list[mx.array]:
