@@ -36,6 +36,8 @@ from engine.stats import EngineStats
 from engine.vocabulary import Vocabulary
 from engine.weights import Model
 
+MAX_LOGITS_BYTES = 64 << 20  # a step's logits, float32, beside those of decode rows
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -70,6 +72,7 @@ class Engine:
         self.scheduler = Scheduler(
             BlockPool(num_blocks, options.block_size),
             options.max_batch_tokens,
+            MAX_LOGITS_BYTES // (4 * config.vocab_size),
             options.max_sequences,
             self.capacity.max_context,
         )
@@ -192,7 +195,7 @@ class Engine:
                 self.scheduler.remember(sequence, chunk.start + chunk.length)
             if not chunk.is_last:
                 continue
-            if sequence.request.sampling.prompt_logprobs is not None and not sequence.has_scored_prompt:
+            if sequence.wants_prompt_scores:
                 sequence.has_scored_prompt = True
                 ordered = tuple(record for _, record in sorted(sequence.prompt_scores.items()))
                 self.tell(PromptScored(sequence.request.id, ordered))

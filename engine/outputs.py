@@ -124,7 +124,7 @@ def outputs_of(rows: Rows, chunks: tuple[PlannedChunk, ...], fork: Fork) -> Outp
             sequence.is_forking = False
             starting += [Drawn(choice, last, choice.num_generated) for choice in choices]
         replayed += replays(chunk, first)
-        if sequence.request.sampling.prompt_logprobs is not None:
+        if sequence.wants_prompt_scores:
             prompts += scored_prompt(chunk, first)
         first += chunk.length
     may_score = bool(rows.num_special or any(drawn.sequence.is_special for drawn in starting))
@@ -140,9 +140,7 @@ def replays(chunk: PlannedChunk, first: int) -> list[Drawn]:
 
 
 def scored_prompt(chunk: PlannedChunk, first: int) -> list[ScoredPrompt]:
-    """Rows of the chunk after which the prompt goes on, unless that was told before."""
+    """Rows of the chunk after which the prompt goes on."""
     sequence = chunk.sequence
-    if sequence.has_scored_prompt:
-        return []
     stop = min(chunk.start + chunk.length, sequence.num_prompt - 1)
     return [ScoredPrompt(sequence, first + at - chunk.start, at + 1) for at in range(chunk.start, stop)]

@@ -1,7 +1,8 @@
 """Scheduler: which sequences run next, and in which blocks. Knows nothing of arrays, time or processes.
 
 A step has a budget of tokens. Sequences that decode go first, a token each; what is left is shared evenly among the
-prompts being read, so that a long one neither starves the others nor is starved. Sequences are admitted when
+prompts being read, so that a long one neither starves the others nor is starved. Tokens whose logits are wanted, drawn
+again or scored, have a budget of their own: a row of logits is as long as the vocabulary. Sequences are admitted when
 their blocks are there; when blocks run out, the youngest gives its up and computes them again later. The oldest is
 never made to wait by a younger one, so everything ends.
 """
@@ -44,9 +45,12 @@ class Plan:
 class Scheduler:
     """Owned by the Engine."""
 
-    def __init__(self, pool: BlockPool, max_batch_tokens: int, max_sequences: int, max_context: int) -> None:
+    def __init__(
+        self, pool: BlockPool, max_batch_tokens: int, max_logits: int, max_sequences: int, max_context: int
+    ) -> None:
         self.pool = pool
         self.max_batch_tokens = max(max_batch_tokens, max_sequences)
+        self.max_logits = max(max_logits, MAX_PREFILLING)  # in a step, those of decode rows not counted
         self.max_sequences = max_sequences
         self.queue = FairQueue()
         self.rows = Rows(max_sequences, -(-max_context // pool.block_size) + 1)
@@ -159,7 +163,7 @@ class Scheduler:
 
     def find_cached(self, sequence: Sequence) -> list[int]:
         """Blocks that hold its beginning already. One token at least is left to compute, for its logits."""
-        if sequence.request.sampling.prompt_logprobs is not None and not sequence.has_scored_prompt:
+        if sequence.wants_prompt_scores:
             return []
         size, found = self.pool.block_size, list[int]()
         for index in range((len(sequence.tokens) - 1) // size):
@@ -186,14 +190,16 @@ class Scheduler:
 
     def share_budget(self) -> tuple[PlannedChunk, ...]:
         """Even shares of what decoding leaves; who needs less than a share leaves the rest to the others."""
-        left, chunks = self.max_batch_tokens - len(self.rows), list[PlannedChunk]()
+        left, left_logits, chunks = self.max_batch_tokens - len(self.rows), self.max_logits, list[PlannedChunk]()
         by_need = sorted(self.prefilling, key=lambda sequence: len(sequence.tokens) - sequence.num_cached)
         for index, sequence in enumerate(by_need):
-            missing = len(sequence.tokens) - sequence.num_cached
-            length = min(missing, left // (len(by_need) - index))
+            num_sharing, start = len(by_need) - index, sequence.num_cached
+            missing, silent = len(sequence.tokens) - start, max(0, sequence.first_logits - start)
+            length = min(missing, left // num_sharing, silent + left_logits // num_sharing)
             if length:
-                chunks.append(PlannedChunk(sequence, sequence.num_cached, length, length == missing))
+                chunks.append(PlannedChunk(sequence, start, length, length == missing))
                 left -= length
+                left_logits -= max(0, length - silent)
         return tuple(chunks)
 
     # What became of a step

@@ -49,6 +49,15 @@ class Sequence:
         return len(self.tokens) - self.num_prompt
 
     @property
+    def wants_prompt_scores(self) -> bool:
+        return self.request.sampling.prompt_logprobs is not None and not self.has_scored_prompt
+
+    @property
+    def first_logits(self) -> int:
+        """The first of its tokens that is not only read in, but has a draw or a score after it."""
+        return 0 if self.wants_prompt_scores else self.num_prompt - 1
+
+    @property
     def seniority(self) -> tuple[int, int]:
         """The smaller, the longer it has been here."""
         return self.arrival, self.choice

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.engine import Engine
+from engine.engine import MAX_LOGITS_BYTES, Engine
 from engine.event import TokenLogprob
+from engine.outputs import Outputs
 from engine.request import Request
+from engine.rows import Rows
 from tests.engines import (
     Answer,
     LogitsLog,
@@ -188,6 +190,41 @@ def test_resumed_at_every_position_is_as_never_interrupted(feature: str) -> None
     assert stats.replayed_tokens == sum(
         min(cut, len(tokens)) for cut in cuts for tokens in wanted.choices.values() if cut < len(tokens)
     )
+
+
+@pytest.mark.parametrize("how", [{}, {"prompt_logprobs": 2}, {"prompt_logprobs": 2, "max_tokens": 0}])
+def test_a_step_has_no_more_rows_of_logits_than_it_may_and_all_is_as_without_that_limit(how: dict[str, Any]) -> None:
+    requests = [ask(f"r{index}", 60 + index, **{"max_tokens": 40, "logprobs": 1, **how}) for index in range(3)]
+    undisturbed = serve(tiny_engine(), requests)
+    wanted = {name: answer.choices.get(0, []) for name, answer in undisturbed.items()}
+    again = [replace(request, resumed=(tuple(wanted[request.id][:33]),)) for request in requests]
+    engine = tiny_engine(max_batch_tokens=256)
+    engine.scheduler.max_logits = 9
+    launch, most = engine.runner.launch, 0
+
+    def watched(rows: Rows, chunks: Any, copies: Any, outputs: Outputs, stack: Any) -> Any:
+        nonlocal most
+        most = max(most, outputs.num_rows - len(outputs.decoding))
+        return launch(rows, chunks, copies, outputs, stack)
+
+    engine.runner.launch = watched  # type: ignore[method-assign]
+    answers = serve(engine, again)
+    assert most == 9
+    assert engine.stats().replayed_tokens == sum(min(33, len(tokens)) for tokens in wanted.values())
+    assert engine.stats().replay_mismatches == 0
+    for request in requests:
+        answer, whole = answers[request.id], undisturbed[request.id]
+        assert answer.choices.get(0, []) == wanted[request.id][33:]
+        if not request.sampling.max_tokens:
+            assert answer.prompt_logprobs is not None and whole.prompt_logprobs is not None
+            assert_same_scores({0: list(answer.prompt_logprobs)}, {0: list(whole.prompt_logprobs)})
+
+
+def test_a_large_vocabulary_s_logits_stay_below_the_bytes_that_a_step_may_have() -> None:
+    model = tiny_model()
+    large = replace(model, config=replace(model.config, vocab_size=151_936))
+    scheduler = tiny_engine(model=large, max_batch_tokens=512).scheduler
+    assert 64 < scheduler.max_logits < 512 and scheduler.max_logits * 151_936 * 4 <= MAX_LOGITS_BYTES
 
 
 def test_a_request_without_a_seed_has_one_that_its_id_determines() -> None:
