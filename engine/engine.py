@@ -43,7 +43,7 @@ MAX_LOGITS_BYTES = 64 << 20  # a step's logits, float32, beside those of decode 
 class EngineOptions:
     """How much an engine may hold, and how much it does in a step."""
 
-    cache_bytes: int = 1 << 30
+    cache_bytes: int = 1 << 30  # at most
     cache_dtype: CacheDtype | None = None  # None: as the kernels like it best
     block_size: int = 16
     max_batch_tokens: int = 512
@@ -63,8 +63,9 @@ class Engine:
         vocabulary: Vocabulary | None = None,
     ) -> None:
         config, dtype = model.config, options.cache_dtype or kernels.cache_dtype
-        num_blocks = max(2, options.cache_bytes // block_bytes(config, options.block_size, dtype))
         context = min(config.max_position, options.max_context or config.max_position)
+        most = 2 * options.max_sequences * -(-context // options.block_size)  # what all can fill, and as much kept
+        num_blocks = max(2, min(most + 1, options.cache_bytes // block_bytes(config, options.block_size, dtype)))
         self.model = model
         self.options = options
         self.vocabulary = vocabulary

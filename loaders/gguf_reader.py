@@ -3,6 +3,7 @@
 Nothing is read that is not there, and nothing is allocated that the file's own size does not pay for.
 """
 
+import struct
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from loaders.mapped_file import MappedFile
 MAX_NAME_BYTES = 65_535  # the specification's limit for a key
 MAX_TEXT_BYTES = 64 << 20
 MAX_NESTING = 4
+
+LENGTH = struct.Struct("<Q")
 
 UINT32, BOOL, STRING, ARRAY = 4, 7, 8, 9
 NUMBERS = {
@@ -85,7 +88,27 @@ class GGUFReader:
         smallest = 12 if inner == ARRAY else 8  # the bytes that an empty one takes
         if count * smallest > self.size - self.position:
             self.fail(f"announces {count} values for {what}, but only {self.size - self.position} bytes follow")
+        if inner == STRING:
+            return self.texts(count, what)
         return [self.value(inner, what, nesting + 1) for _ in range(count)]
+
+    def texts(self, count: int, what: str) -> list[str]:
+        """So many texts, in a loop that calls nothing of ours: a vocabulary has a hundred thousand."""
+        content, offset, found = self._file.view(self.position, self.size).data, 0, list[str]()
+        try:
+            for _ in range(count):
+                start = offset + 8
+                stop = start + LENGTH.unpack_from(content, offset)[0]
+                if stop > len(content):
+                    break
+                found.append(str(content[start:stop], "utf-8"))
+                offset = stop
+        except (struct.error, UnicodeDecodeError):
+            pass
+        self.position += offset
+        while len(found) < count:  # the next one has a fault, which is told as that of any other text
+            found.append(self.text(MAX_TEXT_BYTES, what))
+        return found
 
     def numbers(self, code: int, count: int, what: str) -> list[Any]:
         kind = NUMBERS[code]

@@ -19,6 +19,7 @@ from engine.limits import MAX_CHOICES, check_integer
 from engine.refusal import BadRequest
 from loaders.adapters import load_adapter
 from loaders.checkpoint import load_model
+from loaders.prompt import prompt_tokens
 from loaders.sources import locate
 from loaders.tokenizer import load_tokenizer
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     count, prompt = wanted(arguments.what, arguments.n)
     check_integer("max-chars", arguments.max_chars, 1, 1_000_000)
-    serving, adapter = prepare(arguments, count)
+    serving, adapter = prepare(arguments, prompt, count)
     console = Console(highlight=False)
     is_live = console.is_terminal and not arguments.json
     with shown_posts(console, is_live) as show:
@@ -61,7 +62,7 @@ def wanted(what: str, count: int | None) -> tuple[int, str]:
     """How many posts, and what about."""
     prompt = what
     if what.isascii() and what.lstrip("-").isdigit():
-        count, prompt = count or int(what), PROMPT
+        count, prompt = int(what) if count is None else count, PROMPT
     elif not what.strip():
         raise BadRequest("the prompt is empty", "prompt")
     count = 1 if count is None else count
@@ -69,7 +70,7 @@ def wanted(what: str, count: int | None) -> tuple[int, str]:
     return count, prompt
 
 
-def prepare(arguments: argparse.Namespace, count: int) -> tuple[Generation, str | None]:
+def prepare(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Generation, str | None]:
     """The serving that the arguments ask for, and the name of its adapter."""
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress)
@@ -78,7 +79,8 @@ def prepare(arguments: argparse.Namespace, count: int) -> tuple[Generation, str 
         if arguments.adapter is not None:
             path, scale = adapter_and_scale(arguments.adapter)
             adapters["adapter"] = load_adapter(path, scale, model_config=model.config)
-        options = EngineOptions(max_sequences=max(64, count))
+        num_tokens = len(prompt_tokens(tokenizer, prompt, system=arguments.system)) + max(1, arguments.max_tokens)
+        options = EngineOptions(max_sequences=count, max_context=num_tokens)  # no more memory than this is touched
         return Generation(model, tokenizer, adapters, options), next(iter(adapters), None)
 
 
