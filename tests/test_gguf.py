@@ -318,6 +318,7 @@ damage = st.lists(
 
 def attempt(path: Path, content: bytes) -> None:
     """Refused with our error or loaded; anything else is a failure of the test."""
+    path.unlink(missing_ok=True)  # to write over a file waits for the disk
     path.write_bytes(content)
     try:
         read = read_gguf(path)

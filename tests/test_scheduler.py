@@ -4,6 +4,7 @@ The engine runs on paper: cells of its cache hold the tokens themselves, so a bl
 """
 
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -43,23 +44,29 @@ def paper_ask(name: str, prompt: int, shared: int = 0, **settings: Any) -> Reque
     return ask(name, tokens, **settings)
 
 
-@st.composite
-def visits(draw: st.DrawFn) -> list[Visit]:
-    integers, made = st.integers, []
-    for index in range(draw(integers(1, 10))):
-        request = paper_ask(
-            f"r{index}",
-            draw(integers(1, 14)),
-            draw(integers(0, 9)),
-            max_tokens=draw(integers(1, 12)),
-            n=draw(st.sampled_from((1, 1, 1, 2, 4))),
-            tenant=draw(st.sampled_from("ab")),
-            priority=draw(integers(-2, 2)),
-            stop_token_ids=tuple(range(draw(st.sampled_from((0, 0, 12))))),
+def visits(count: int, seed: int) -> list[Visit]:
+    """So many requests of all kinds, that come and go at random."""
+    chance = Random(seed)
+    return [
+        Visit(
+            paper_ask(
+                f"r{index}",
+                chance.randint(1, 14),
+                chance.randint(0, 9),
+                max_tokens=chance.randint(1, 12),
+                n=chance.choice((1, 1, 1, 2, 4)),
+                tenant=chance.choice("ab"),
+                priority=chance.randint(-2, 2),
+                stop_token_ids=tuple(range(chance.choice((0, 0, 12)))),
+            ),
+            comes=chance.randint(0, 20),
+            goes=chance.choice((None, chance.randint(0, 15))),
         )
-        goes = draw(st.none() | integers(0, 15))
-        made.append(Visit(request, draw(integers(0, 20)), goes))
-    return made
+        for index in range(count)
+    ]
+
+
+SCHEDULES = st.builds(visits, st.integers(1, 10), st.integers(0, 2**32))
 
 
 def expected(request: Request, choice: int) -> list[int]:
@@ -77,7 +84,7 @@ def play(engine: Engine, made: list[Visit], max_steps: int = 1500) -> dict[str, 
                 engine.add(visit.request)
             if visit.goes is not None and visit.comes + visit.goes == step:
                 engine.abort(visit.request.id)
-        check_invariants(engine)
+                check_invariants(engine)
         if not engine.has_work and all(visit.comes <= step for visit in made):
             return answers
         collect(engine.step(), answers)
@@ -85,7 +92,13 @@ def play(engine: Engine, made: list[Visit], max_steps: int = 1500) -> dict[str, 
     raise AssertionError(f"not at the end after {max_steps} steps: {engine.stats()}")
 
 
-@given(visits(), st.integers(7, 16), st.sampled_from((1, 2, 4)), st.integers(4, 9), st.integers(0, 30))
+@given(
+    st.builds(visits, st.integers(1, 10), st.integers(0, 2**32)),
+    st.integers(7, 16),
+    st.sampled_from((1, 2, 4)),
+    st.integers(4, 9),
+    st.integers(0, 30),
+)
 @settings(max_examples=1000, deadline=None)
 def test_every_request_of_any_schedule_ends_with_its_own_text_and_no_block_is_lost(
     made: list[Visit], num_blocks: int, block_size: int, max_sequences: int, extra_budget: int
