@@ -7,8 +7,9 @@ llama.cpp is taken from whatever environment `--llama-python` names, this one by
 this machine: `python -m venv v && v/bin/pip install --no-binary llama-cpp-python llama-cpp-python numpy`.
 Without it, its columns stay empty.
 
-Each figure is the median over rounds, in which the systems take turns. The machine's limits, bytes read and float
-operations a second, are measured in the same run, and every figure of ours is given as a part of both.
+Each figure is the best of some rounds in which the systems take turns, so that what other programs do meanwhile
+disturbs both alike and the least; a decoding round counts as its median step. The machine's limits, bytes read and
+float operations a second, are measured in the same run, and every figure of ours is given as a part of both.
 """
 
 import argparse
@@ -20,8 +21,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -36,6 +38,36 @@ from engine.weights import Model, Weights
 from loaders.checkpoint import load_model
 
 BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is timed: a step of some streams at a length of context, or a prompt up to its first token."""
+
+    name: str
+    method: Literal["decode", "prefill"]
+    given: tuple[int, ...]  # streams, prompt, steps; or the prompt
+    tokens: int  # that the time is for
+
+    @property
+    def num_outputs(self) -> int:
+        """Rows that go through the head."""
+        return self.tokens if self.method == "decode" else 1
+
+    @property
+    def few(self) -> tuple[int, ...]:
+        """The same with three steps, for who is slow."""
+        return (*self.given[:2], 3) if self.method == "decode" else self.given
+
+
+WORKS = (
+    Work("1 stream", "decode", (1, 16, 64), 1),
+    Work("16 streams", "decode", (16, 16, 32), 16),
+    Work("prompt of 512", "prefill", (512,), 512),
+    Work("prompt of 16", "prefill", (16,), 16),
+    Work("1 stream at 100", "decode", (1, 100, 32), 1),
+    Work("1 stream at 4000", "decode", (1, 4000, 16), 1),
+)
 
 
 class Ours:
@@ -199,7 +231,7 @@ def main() -> None:
     parser.add_argument("--mlx-lm", action="store_true", help="measure mlx-lm too: slow")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as this process may use cores")
-    parser.add_argument("--only-decode", action="store_true", help="one stream alone")
+    parser.add_argument("--works", nargs="+", choices=[work.name for work in WORKS], help="these alone")
     chosen = parser.parse_args()
     mx.set_default_device(mx.cpu)
     _native.set_num_threads(chosen.threads)
@@ -217,39 +249,27 @@ def measure(path: Path, chosen: argparse.Namespace) -> None:
     except OSError:
         llama = None
         print("llama-cpp-python is not there; see --help for how to get it")
-    works: list[tuple[str, tuple[Any, ...], int, bool]] = [("1 stream", ("decode", 1, 16, 64), 1, True)]
-    if not chosen.only_decode:
-        works += [
-            ("16 streams", ("decode", 16, 16, 32), 16, True),
-            ("prompt of 512", ("prefill", 512), 512, False),
-            ("prompt of 16", ("prefill", 16), 16, False),
-            ("1 stream at 100", ("decode", 1, 100, 32), 1, True),
-            ("1 stream at 4000", ("decode", 1, 4000, 16), 1, True),
-        ]
     print(f"{threads} threads, {_native.instruction_set()}, {weights_bytes(ours.weights) / 1e6:.0f} MB of weights")
     print("work               ours tok/s   ms    llama.cpp  ratio   mlx-lm    of bytes/s  of flop/s")
-    for name, (method, *given), tokens, is_with_head in works:
-        times: dict[str, list[float]] = {"ours": [], "llama": [], "mlx": []}
-        machine = []
-        for turn in range(chosen.rounds):
-            times["ours"].append(getattr(ours, method)(*given))
-            if llama is not None:
-                times["llama"].append(llama.ask(method, *given))
-            if mlx_lm is not None and turn == 0:
-                few = given[:2] + [3] if method == "decode" else given
-                times["mlx"].append(getattr(mlx_lm, method)(*few))
+    for work in WORKS:
+        if chosen.works and work.name not in chosen.works:
+            continue
+        mine, theirs, slow, machine = [], [], [], []
+        for _ in range(chosen.rounds):
+            mine.append(getattr(ours, work.method)(*work.given))
+            theirs += [] if llama is None else [llama.ask(work.method, *work.given)]
             machine.append(limits(threads))
-        mine = statistics.median(times["ours"])
+        if mlx_lm is not None:
+            slow.append(getattr(mlx_lm, work.method)(*work.few))
         bytes_per_second, flops = (max(column) for column in zip(*machine, strict=True))
-        rows = tokens if is_with_head else 0
-        work = tokens * flops_of(ours.weights, False) + max(rows, 1) * (
-            flops_of(ours.weights, True) - flops_of(ours.weights, False)
-        )
-        theirs = tokens / statistics.median(times["llama"]) if times["llama"] else float("nan")
-        slow = tokens / times["mlx"][0] if times["mlx"] else float("nan")
+        seconds, speeds = min(mine), [work.tokens / min(times) if times else float("nan") for times in (theirs, slow)]
+        body, whole = flops_of(ours.weights, False), flops_of(ours.weights, True)
+        done = work.tokens * body + work.num_outputs * (whole - body)
         print(
-            f"{name:17} {tokens / mine:10.1f} {mine * 1e3:8.1f} {theirs:9.1f} {tokens / mine / theirs:6.2f} {slow:8.1f}"
-            f" {weights_bytes(ours.weights) / mine / bytes_per_second:12.0%} {work / mine / flops:10.0%}"
+            f"{work.name:17} {work.tokens / seconds:10.1f} {seconds * 1e3:8.1f} {speeds[0]:9.1f}"
+            f" {work.tokens / seconds / speeds[0]:6.2f} {speeds[1]:8.1f}"
+            f" {weights_bytes(ours.weights) / seconds / bytes_per_second:12.0%} {done / seconds / flops:10.0%}",
+            flush=True,
         )
     print(f"limits: {bytes_per_second / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s")
 
