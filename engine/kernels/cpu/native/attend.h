@@ -58,7 +58,9 @@ struct CachedVector {
   }
 };
 
-// The vectors of some heads where the cache has them, by slot; a slot's heads lie side by side.
+// The vectors of some heads, by slot; a slot's heads lie side by side in the cache. They are copied near, some keys at
+// a time, in the cache's own order, which is twice as fast as meeting them head by head. (Asking for lines ahead of
+// their use, or copying some keys while others are worked on, was slower yet.)
 template <Format FORMAT, bool IS_WHOLE>
 struct Cached {
   using Type = typename Element<FORMAT>::Type;
@@ -70,7 +72,7 @@ struct Cached {
   float* staged_scales;  // (STAGED, count)
   int first = 0;
 
-  // Brings keys [key, last) near, reading the cache in its own order: only so does the machine read ahead.
+  // Brings keys [key, last) near.
   ALWAYS_INLINE void stage(int key, int last) {
     first = key;
     for (; key < last; ++key) {
@@ -235,7 +237,7 @@ void attend_with(
   const int each = queries.count / num_heads;
   Vec runs[MAX_QUERIES][LANES / 4];
   for (int key = run.first; key < run.last; key += LANES) {
-    if ((key - run.first) % STAGED == 0) keys.stage(key, key + STAGED < run.last ? key + STAGED : run.last);
+    keys.stage(key, key + LANES < run.last ? key + LANES : run.last);
     for (int head = 0; head < num_heads; ++head)
       for (int n = head * each; n < (head + 1) * each; n += 4)
         for (int part = 0; part < LANES / 4; ++part) {

@@ -12,7 +12,7 @@ constexpr int BLOCK = 32;     // outputs of a packed matrix that lie together, o
 constexpr int UNIT = 32;      // columns of a block in one run of words
 constexpr int SEGMENT = 256;  // columns summed before they join the total: shorter chains round less
 constexpr int SPLIT = 256;    // keys of one softmax partial, counted from position 0
-constexpr int STAGED = 256;    // keys that are brought near at once
+constexpr int STAGED = 32;    // keys that are brought near while as many are worked on
 
 enum class Format : uint8_t { float32, float16, bfloat16, int8, quantized };
 
