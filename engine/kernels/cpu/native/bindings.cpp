@@ -109,26 +109,20 @@ void set_adapters(
     AdaptersHandle& handle, int layer, int module, const mx::array& a, const mx::array& b, const mx::array& scale,
     const mx::array& starts) {
   Adapters& adapters = *handle.of;
-  struct Owner {
-    mx::array a, b, scale, starts;
-  };
-  const auto floats = [](const mx::array& x) { return settled(mx::astype(x, mx::float32, mx::Device::cpu)); };
-  auto owner = std::make_shared<Owner>(
-      Owner{floats(a), floats(b), floats(scale), settled(mx::astype(starts, mx::int32, mx::Device::cpu))});
-  if (owner->a.ndim() != 2 || owner->b.ndim() != 2) throw std::invalid_argument("matrices were wanted");
-  const int ranks = owner->a.shape(0), count = static_cast<int>(owner->starts.size()) - 1;
-  if (owner->b.shape(0) != ranks || owner->scale.size() != static_cast<size_t>(ranks) || count < 0)
+  const mx::array a_floats = settled(mx::astype(a, mx::float32, mx::Device::cpu));
+  const mx::array b_floats = settled(mx::astype(b, mx::float32, mx::Device::cpu));
+  const mx::array starts_settled = settled(mx::astype(starts, mx::int32, mx::Device::cpu));
+  std::vector<float> scales = to_vector(scale);
+  std::vector<int32_t> begins(starts_settled.data<int32_t>(), starts_settled.data<int32_t>() + starts_settled.size());
+  const int ranks = static_cast<int>(scales.size()), count = static_cast<int>(begins.size()) - 1;
+  if (a.ndim() != 2 || b.ndim() != 2 || a.shape(0) != ranks || b.shape(0) != ranks || count < 0)
     throw std::invalid_argument("adapters of equal ranks were wanted");
-  for (int i = 0, before = 0; i <= count; ++i) {
-    const int start = owner->starts.data<int32_t>()[i];
-    if (start < before || start > ranks) throw std::invalid_argument("the adapters' ranks overlap");
-    before = start;
-  }
+  for (int i = 0, before = 0; i <= count; before = begins[i++])
+    if (begins[i] < before || begins[i] > ranks) throw std::invalid_argument("the adapters' ranks overlap");
   if (adapters.count != 0 && adapters.count != count) throw std::invalid_argument("every module has the same adapters");
   adapters.count = count;
-  adapters.layers.at(layer).at(module) = {
-      owner->a.data<float>(), owner->b.data<float>(), owner->scale.data<float>(), owner->starts.data<int32_t>(), ranks,
-      owner->a.shape(1), owner->b.shape(1), owner};
+  adapters.layers.at(layer).at(module) = StackedModule(
+      a_floats.data<float>(), b_floats.data<float>(), a.shape(1), b.shape(1), std::move(scales), std::move(begins));
 }
 
 std::shared_ptr<Adapters> adapters_for(const Decoder& decoder, const AdaptersHandle* handle) {
@@ -137,9 +131,9 @@ std::shared_ptr<Adapters> adapters_for(const Decoder& decoder, const AdaptersHan
   bool fits = layers.size() == decoder.layers.size();
   for (size_t i = 0; fits && i < layers.size(); ++i)
     for (int module = 0; module < NUM_MODULES; ++module) {
-      const Matrix& view = decoder.layers[i].modules[module].weight->view();
       const StackedModule& stacked = layers[i][module];
-      fits = fits && (stacked.ranks == 0 || (stacked.inputs == view.columns && stacked.outputs == view.rows));
+      const Matrix& w = decoder.layers[i].modules[module].weight->view();
+      fits = fits && (stacked.ranks == 0 || (stacked.columns == w.columns && stacked.outputs == w.rows));
     }
   if (!fits) throw std::invalid_argument("adapters of another model");
   return handle->of;

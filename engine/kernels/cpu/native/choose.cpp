@@ -29,12 +29,4 @@ const Kernels* find_kernels(const char* name) {
   return is_any || std::strcmp(name, generic->name) == 0 ? generic : nullptr;
 }
 
-Tiles cut(const Kernels& kernels, int rows) {
-  Tiles tiles{rows, 1, rows < 1 ? 1 : rows, 1};
-  tiles.count = (tiles.height + kernels.max_width - 1) / kernels.max_width;
-  tiles.height = (tiles.height + tiles.count - 1) / tiles.count;
-  tiles.width = kernels.width(tiles.height);
-  return tiles;
-}
-
 }  // namespace genserve

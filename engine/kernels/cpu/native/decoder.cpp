@@ -66,7 +66,9 @@ void run_halves(
   pass->batch = batch;
   pass->caches = std::move(caches);
   pass->x = x;
-  pass->tiles = cut(*decoder->kernels, batch.rows);
+  pass->tiles = decoder->kernels->cut(batch.rows);
+  if (pass->adapters != nullptr && batch.adapter_of != nullptr)
+    pass->present = pass->adapters->present(batch.adapter_of, batch.rows);
   pass->padded_head = (decoder->shape.head_dim + lanes - 1) / lanes * lanes;
   if (!pass->caches.empty()) {
     pass->plan = plan_attention(decoder->shape, batch, turn.size());
@@ -87,7 +89,7 @@ void run_halves(
 void multiply(const Kernels& kernels, const Matrix& w, const float* x, int rows, float* out) {
   if (rows == 0) return;
   Pool::Turn turn = Pool::instance().turn();
-  const Tiles tiles = cut(kernels, rows);
+  const Tiles tiles = kernels.cut(rows);
   float* tiled = turn.space().tiles.take(tiles.size(w.columns));
   turn.run([=, &kernels](Worker& worker) {
     worker.share(rows, [&](int row) { put_row(tiles, tiled, row, w.columns, x + static_cast<size_t>(row) * w.columns); });
@@ -100,11 +102,11 @@ void multiply(const Kernels& kernels, const Matrix& w, const float* x, int rows,
 void multiply_back(const Kernels& kernels, const Matrix& w, const float* dy, int rows, float* dx) {
   if (rows == 0) return;
   Pool::Turn turn = Pool::instance().turn();
-  const Tiles tiles = cut(kernels, rows);
+  const Tiles tiles = kernels.cut(rows);
   float* tiled = turn.space().tiles.take(tiles.size(w.rows));
   turn.run([=, &kernels](Worker& worker) {
     worker.share(rows, [&](int row) { put_row(tiles, tiled, row, w.rows, dy + static_cast<size_t>(row) * w.rows); });
-    worker.share((w.columns + UNIT - 1) / UNIT, [&](int unit) { kernels.product_back(w, unit, tiles, tiled, dx); });
+    worker.share((w.columns + w.run() - 1) / w.run(), [&](int run) { kernels.product_back(w, run, tiles, tiled, dx); });
   });
 }
 
@@ -119,7 +121,7 @@ void head(
     int count, float* out) {
   if (count == 0) return;
   Pool::Turn turn = Pool::instance().turn();
-  const Tiles tiles = cut(kernels, count);
+  const Tiles tiles = kernels.cut(count);
   float* tiled = turn.space().tiles.take(tiles.size(w.columns));
   const std::vector<float*> own = rows_of_threads(turn, w.columns);
   turn.run([=, &kernels](Worker& worker) {

@@ -26,40 +26,47 @@ void get_row(const Tiles& tiles, const float* base, int row, int columns, float*
 }
 
 LowRank Pass::low_rank(int layer, Module module, float* low) const {
-  if (adapters == nullptr || batch.adapter_of == nullptr) return {};
+  if (adapters == nullptr || batch.adapter_of == nullptr || layer >= static_cast<int>(adapters->layers.size())) return {};
   const StackedModule& stacked = adapters->layers[layer][module];
-  return {stacked.a, stacked.b, stacked.scale, stacked.starts, stacked.ranks, batch.adapter_of, low};
+  return {reinterpret_cast<const float*>(stacked.a.get()), reinterpret_cast<const float*>(stacked.b.get()),
+          stacked.scale.data(), stacked.starts.data(), stacked.ranks, batch.adapter_of, low,
+          present.data(), static_cast<int>(present.size())};
+}
+
+Pass::Adapted Pass::adapted(int layer, Module module, float* low) const {
+  return {low_rank(layer, module, low), low_rank(layer + 1, module, low)};
 }
 
 namespace {
 
 const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
-Linear linear(const Layer& layer, Module module, const LowRank& lora) {
-  const Projection& projection = layer.modules[module];
-  return {projection.weight->view(), or_null(projection.bias), lora.ranks > 0 ? &lora : nullptr};
-}
-
 }  // namespace
+
+Linear Pass::linear(int layer, Module module, const Adapted& adapted) const {
+  const Projection& projection = decoder->layers[layer].modules[module];
+  return {projection.weight->view(), or_null(projection.bias), adapted.own.ranks > 0 ? &adapted.own : nullptr,
+          adapted.next.ranks > 0 && adapted.next.num_present > 0 ? &adapted.next : nullptr};
+}
 
 void Pass::attention(Worker& worker, int index, const Cache& cache) const {
   const Layer& layer = decoder->layers[index];
   const Kernels& kernels = *decoder->kernels;
   const Shape& shape = decoder->shape;
-  const LowRank low[] = {
-      low_rank(index, Q, memory.low[0]), low_rank(index, K, memory.low[1]), low_rank(index, V, memory.low[2])};
-  const LowRank low_o = low_rank(index, O, memory.low[0]);
+  const Adapted low[] = {
+      adapted(index, Q, memory.low[0]), adapted(index, K, memory.low[1]), adapted(index, V, memory.low[2])};
+  const Adapted low_o = adapted(index, O, memory.low[0]);
   float *tiled = memory.tiles, *row_buffer = memory.threads[worker.id].row;
   const int hidden = shape.hidden, attended = shape.num_heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
 
   worker.share(batch.rows, [&](int row) {
     kernels.normalize(x + static_cast<size_t>(row) * hidden, layer.input_norm.data(), shape.eps, hidden, row_buffer);
     put_row(tiles, tiled, row, hidden, row_buffer);
-    for (const LowRank& each : low)
-      if (each.ranks > 0) kernels.low_rank(each, row, hidden, row_buffer);
+    for (const Adapted& each : low)
+      if (each.own.ranks > 0) kernels.low_rank(each.own, row, hidden, row_buffer);
   });
 
-  const Linear q = linear(layer, Q, low[0]), k = linear(layer, K, low[1]), v = linear(layer, V, low[2]);
+  const Linear q = linear(index, Q, low[0]), k = linear(index, K, low[1]), v = linear(index, V, low[2]);
   const int q_blocks = q.weight.num_blocks(), k_blocks = k.weight.num_blocks();
   float *queries = memory.queries, *keys = memory.keys, *values = memory.values;
   worker.share(q_blocks + k_blocks + v.weight.num_blocks(), [&](int block) {
@@ -87,10 +94,10 @@ void Pass::attention(Worker& worker, int index, const Cache& cache) const {
     collect(row);
     const float* from = memory.attended + static_cast<size_t>(row) * attended;
     put_row(tiles, tiled, row, attended, from);
-    if (low_o.ranks > 0) kernels.low_rank(low_o, row, attended, from);
+    if (low_o.own.ranks > 0) kernels.low_rank(low_o.own, row, attended, from);
   });
 
-  const Linear o = linear(layer, O, low_o);
+  const Linear o = linear(index, O, low_o);
   worker.share(o.weight.num_blocks(), [&](int block) {
     kernels.product(o, block, tiles, tiled, {x, static_cast<size_t>(hidden), x});
   });
@@ -100,8 +107,8 @@ void Pass::feed_forward(Worker& worker, int index) const {
   const Layer& layer = decoder->layers[index];
   const Kernels& kernels = *decoder->kernels;
   const Shape& shape = decoder->shape;
-  const LowRank low_gate = low_rank(index, GATE, memory.low[0]), low_up = low_rank(index, UP, memory.low[1]);
-  const LowRank low_down = low_rank(index, DOWN, memory.low[2]);
+  const Adapted low_gate = adapted(index, GATE, memory.low[0]), low_up = adapted(index, UP, memory.low[1]);
+  const Adapted low_down = adapted(index, DOWN, memory.low[2]);
   float *tiled = memory.tiles, *activated = memory.activated;
   float* row_buffer = memory.threads[worker.id].row;
   const int hidden = shape.hidden, inner = shape.intermediate;
@@ -109,23 +116,23 @@ void Pass::feed_forward(Worker& worker, int index) const {
   worker.share(batch.rows, [&](int row) {
     kernels.normalize(x + static_cast<size_t>(row) * hidden, layer.post_norm.data(), shape.eps, hidden, row_buffer);
     put_row(tiles, tiled, row, hidden, row_buffer);
-    if (low_gate.ranks > 0) kernels.low_rank(low_gate, row, hidden, row_buffer);
-    if (low_up.ranks > 0) kernels.low_rank(low_up, row, hidden, row_buffer);
+    if (low_gate.own.ranks > 0) kernels.low_rank(low_gate.own, row, hidden, row_buffer);
+    if (low_up.own.ranks > 0) kernels.low_rank(low_up.own, row, hidden, row_buffer);
   });
 
-  const Linear gate = linear(layer, GATE, low_gate), up = linear(layer, UP, low_up);
+  const Linear gate = linear(index, GATE, low_gate), up = linear(index, UP, low_up);
   worker.share(gate.weight.num_blocks(), [&](int block) {
     kernels.gated(gate, up, block, tiles, tiled, activated);
   });
 
-  if (low_down.ranks > 0)
+  if (low_down.own.ranks > 0)
     worker.share(batch.rows, [&](int row) {
       if (batch.adapter_of[row] < 0) return;
       get_row(tiles, activated, row, inner, row_buffer);
-      kernels.low_rank(low_down, row, inner, row_buffer);
+      kernels.low_rank(low_down.own, row, inner, row_buffer);
     });
 
-  const Linear down = linear(layer, DOWN, low_down);
+  const Linear down = linear(index, DOWN, low_down);
   worker.share(down.weight.num_blocks(), [&](int block) {
     kernels.product(down, block, tiles, activated, {x, static_cast<size_t>(hidden), x});
   });

@@ -25,6 +25,7 @@ struct Pass {
   Batch batch;
   std::vector<Cache> caches;
   std::vector<const float*> rotations;  // by row
+  std::vector<int32_t> present;         // the adapters that are worth bringing near
   float* x;
   Tiles tiles;
   AttentionPlan plan;
@@ -35,7 +36,12 @@ struct Pass {
   void feed_forward(Worker& worker, int layer) const;
 
  private:
+  struct Adapted {
+    LowRank own, next;  // this layer's, and the next one's
+  };
   LowRank low_rank(int layer, Module module, float* low) const;
+  Adapted adapted(int layer, Module module, float* low) const;
+  Linear linear(int layer, Module module, const Adapted& adapted) const;
   void attend(int worker, const AttentionTask& task, const Cache& cache) const;
   void collect(int row) const;
 };

@@ -10,7 +10,7 @@ namespace genserve {
 
 constexpr int BLOCK = 32;     // outputs of a packed matrix that lie together, one a lane
 constexpr int UNIT = 32;      // columns of a block in one run of words
-constexpr int SEGMENT = 256;  // columns summed before they join the total: shorter chains round less
+constexpr int SEGMENT = 128;  // columns summed before they join the total: shorter chains round less
 constexpr int SPLIT = 256;    // keys of one softmax partial, counted from position 0
 constexpr int STAGED = 32;    // keys that are brought near while as many are worked on
 
@@ -25,6 +25,7 @@ struct Matrix {
   Format scales = Format::float32;
   int bits = 0, group = 0;
   int num_blocks() const { return (rows + BLOCK - 1) / BLOCK; }
+  int run() const { return group > UNIT ? group : UNIT; }  // columns that can be read by themselves
 };
 
 // How the rows of a batch are cut: `count` tiles of `height` rows, stored (column, row) `width` rows wide.
@@ -40,17 +41,20 @@ struct Tiles {
 
 // One module's adapters: `low` receives each row's own (x @ a.T) * scale.
 struct LowRank {
-  const float *a, *b, *scale;  // (ranks, columns), (ranks, outputs), (ranks,)
+  const float *a, *b, *scale;  // (ranks, columns), (blocks of outputs, ranks, BLOCK), (ranks,)
   const int32_t* starts;       // adapter i owns rank rows [starts[i], starts[i + 1])
   int ranks;
   const int32_t* adapter_of;  // by row, negative for none
   float* low;                 // (rows, ranks)
+  const int32_t* present;     // those of the batch, each once
+  int num_present;
 };
 
 struct Linear {
   Matrix weight;
   const float* bias = nullptr;
   const LowRank* lora = nullptr;
+  const LowRank* next_lora = nullptr;  // the next layer's, to be brought near meanwhile
 };
 
 // What becomes of a product: y (rows, stride) = residual + bias + x @ w.T + adapters.
@@ -99,11 +103,11 @@ constexpr size_t spare_size(int kv_heads, int padded_head) {
 
 struct Kernels {
   const char* name;
-  int lanes, max_width;
-  int (*width)(int rows);
+  int lanes;
+  Tiles (*cut)(int rows);
   void (*product)(const Linear&, int block, const Tiles&, const float* x, const Target&);
   void (*gated)(const Linear& gate, const Linear& up, int block, const Tiles&, const float* x, float* activated);
-  void (*product_back)(const Matrix&, int unit, const Tiles&, const float* dy, float* dx);
+  void (*product_back)(const Matrix&, int run, const Tiles&, const float* dy, float* dx);
   void (*embed)(const Matrix&, int row, float* out);
   void (*normalize)(const float* x, const float* weight, float eps, int size, float* out);
   void (*low_rank)(const LowRank&, int row, int columns, const float* x);
@@ -119,7 +123,5 @@ struct Kernels {
 
 // The fastest table that this machine can run, or the one of a name; null for one it cannot run.
 const Kernels* find_kernels(const char* name);
-
-Tiles cut(const Kernels&, int rows);
 
 }  // namespace genserve

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <vector>
 
+#include "adapters.h"
 #include "kernels.h"
 #include "packed.h"
 
@@ -26,18 +27,6 @@ enum Module { Q, K, V, O, GATE, UP, DOWN, NUM_MODULES };
 struct Layer {
   Projection modules[NUM_MODULES];
   std::vector<float> input_norm, post_norm, q_norm, k_norm;  // the last two empty for none
-};
-
-// One module's stacked adapters, alive as long as `owner`.
-struct StackedModule {
-  const float *a = nullptr, *b = nullptr, *scale = nullptr;
-  const int32_t* starts = nullptr;
-  int ranks = 0, inputs = 0, outputs = 0;
-  std::shared_ptr<void> owner;
-};
-struct Adapters {
-  std::vector<std::vector<StackedModule>> layers;  // NUM_MODULES of them each
-  int count = 0;
 };
 
 // Cosines and sines by position, computed once for a page of positions and kept.

@@ -1,18 +1,18 @@
 // Products with packed matrices. Activations come as tiles (column, row); outputs are lanes.
 //
-// One multiply-add chain runs over the columns for every output of every row, so a row's result does not know its
-// tile. Weights are turned to floats in registers, each once for all rows of a tile.
+// An output of a row is one chain of multiply-adds over each SEGMENT of columns, and the segments' sums in order: so a
+// row's result does not know its tile. Few rows meet the weights as they are turned to floats, in registers. For many
+// rows that work would be done again for each tile: a segment of weights becomes floats in the nearest cache first,
+// once for some dozens of rows.
 #pragma once
 #include "kernels.h"
 #include "rows.h"
 
 namespace genserve::ISA {
 
-constexpr int VECS = BLOCK / LANES;  // vectors in a block
-constexpr int MAX_WIDTH = REGISTERS == 32 ? 24 : 10;
-
-// Vectors of outputs a tile keeps at once: as many sums as there are registers.
-constexpr int vectors_for(int width) { return width <= (REGISTERS == 32 ? 12 : 4) ? 2 : 1; }
+constexpr int DIRECT_ROWS = REGISTERS == 32 ? 8 : 4;  // rows that are few
+constexpr int WIDEST = REGISTERS == 32 ? 12 : 6;      // rows of a tile
+constexpr int CROWD = 96;                             // rows for which weights are turned to floats together
 
 INLINE Vec load_scale(const uint8_t* p, int lane, Format format) {
   if (format == Format::float16) return load(reinterpret_cast<const uint16_t*>(p) + lane);
@@ -27,23 +27,23 @@ struct Sums {
   Vec at[NV][WIDTH];
 
   ALWAYS_INLINE void clear() {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < NV; ++v)
-#pragma GCC unroll 24
+#pragma GCC unroll 12
       for (int m = 0; m < WIDTH; ++m) at[v][m] = zero();
   }
   ALWAYS_INLINE void step(const Vec* w, const float* x) {
-#pragma GCC unroll 24
+#pragma GCC unroll 12
     for (int m = 0; m < WIDTH; ++m) {
       Vec each = broadcast(x[m]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) at[v][m] = fma(w[v], each, at[v][m]);
     }
   }
   ALWAYS_INLINE void flush(float* out, bool is_first) const {  // out (WIDTH, BLOCK)
-#pragma GCC unroll 24
+#pragma GCC unroll 12
     for (int m = 0; m < WIDTH; ++m)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         float* p = out + m * BLOCK + v * LANES;
         store(p, is_first ? at[v][m] : add(load(p), at[v][m]));
@@ -51,75 +51,82 @@ struct Sums {
   }
 };
 
+// The same thing, which the compiler does not know to be the same: so its parts are not kept in registers.
+template <class T>
+INLINE const T& forgotten(const T& thing) {
+  const T* p = &thing;
+  asm("" : "+r"(p));
+  return *p;
+}
+
+// The scales and biases of a group, for NV vectors of outputs. Bits are taken where they lie in a word, up to PLACES
+// steps above the lowest ones; the scale is as much smaller, a power of two, so the product is the same.
+template <int STEP, int NV>
+struct Scales {
+  Vec scale[PLACES][NV], bias[NV];
+
+  ALWAYS_INLINE Scales(const uint8_t* p, int lane, Format format) {
+    for (int v = 0; v < NV; ++v) {
+      scale[0][v] = load_scale(p, lane + v * LANES, format);
+      bias[v] = load_scale(p + scale_bytes(format), lane + v * LANES, format);
+      for (int place = 1; place < PLACES; ++place)
+        scale[place][v] = mul(scale[place - 1][v], broadcast(1.0f / (1 << STEP)));
+    }
+  }
+};
+
+constexpr int low_width(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
+
 // Calls step(w, k) for each of a unit's columns in turn, w being NV vectors of weights.
 template <int BITS, int NV, class Step>
-INLINE void each_column(const uint8_t* words, const Vec* scale, const Vec* bias, const Step& step) {
+INLINE void each_column(const uint8_t* words, const Scales<low_width(BITS), NV>& scales, const Step& step) {
   Vec w[NV];
   if constexpr (BITS == 8) {
     for (int k = 0; k < UNIT; ++k) {
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) w[v] = fma(load(words + k * BLOCK + v * LANES), scale[v], bias[v]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) w[v] = fma(load(words + k * BLOCK + v * LANES), scales.scale[0][v], scales.bias[v]);
       step(w, k);
     }
   } else {
-    constexpr int LOW = BITS >= 4 ? 4 : 2, HIGH = BITS - LOW, RUN = 32 / LOW;
+    constexpr int LOW = low_width(BITS), HIGH = BITS - LOW, RUN = 32 / LOW;
     const uint32_t* low = reinterpret_cast<const uint32_t*>(words);
     const uint32_t* high = low + LOW * BLOCK;  // what is above the low bits
     Words l[NV], h[NV] = {};
     for (int run = 0; run < LOW; ++run) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         l[v] = load_words(low + run * BLOCK + v * LANES);
         if constexpr (HIGH > 0) {
           if (run * RUN % (32 / HIGH) == 0) h[v] = load_words(high + run * RUN * HIGH / 32 * BLOCK + v * LANES);
         }
       }
+      if constexpr (HIGH > 0) {
 #pragma GCC unroll 2
-      for (int j = 0; j < RUN; ++j) {
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) {
-          if constexpr (HIGH > 0) {
-            w[v] = fma(low_bits<LOW, HIGH>(l[v], h[v]), scale[v], bias[v]);
+        for (int j = 0; j < RUN; ++j) {
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) {
+            w[v] = fma(low_bits<LOW, HIGH>(l[v], h[v]), scales.scale[0][v], scales.bias[v]);
+            l[v] = shift_right<LOW>(l[v]);
             h[v] = shift_right<HIGH>(h[v]);
-          } else {
-            w[v] = fma(low_bits<LOW>(l[v]), scale[v], bias[v]);
           }
-          l[v] = shift_right<LOW>(l[v]);
+          step(w, run * RUN + j);
         }
-        step(w, run * RUN + j);
-      }
-    }
-  }
-}
-
-template <int BITS, int WIDTH>
-void quantized_tile(const Matrix& w, const uint8_t* block, const float* x, float* out) {
-  constexpr int NV = vectors_for(WIDTH);
-  const int scales = scale_bytes(w.scales);
-  for (int lane = 0; lane < BLOCK; lane += NV * LANES) {
-    const uint8_t* p = block;
-    const float* column = x;
-    const int lane_bytes = lane * (BITS == 8 ? 1 : 4);
-    for (int first = 0; first < w.columns; first += SEGMENT) {
-      const int last = first + SEGMENT < w.columns ? first + SEGMENT : w.columns;
-      Sums<NV, WIDTH> sums;
-      sums.clear();
-      for (int k = first; k < last; k += w.group) {
-        Vec scale[NV], bias[NV];
-        for (int v = 0; v < NV; ++v) {
-          scale[v] = load_scale(p, lane + v * LANES, w.scales);
-          bias[v] = load_scale(p + scales, lane + v * LANES, w.scales);
-        }
-        p += 2 * scales;
-        for (int unit = 0; unit < w.group; unit += UNIT) {
-          each_column<BITS, NV>(
-              p + lane_bytes, scale, bias,
-              [&](const Vec* weights, int j) ALWAYS_INLINE { sums.step(weights, column + j * WIDTH); });
-          p += BITS * BLOCK * 4;
-          column += UNIT * WIDTH;
+      } else {
+#pragma GCC unroll 2
+        for (int j = 0; j < RUN; j += PLACES) {
+#pragma GCC unroll 2
+          for (int place = 0; place < PLACES; ++place) {
+            // A row alone has sums, words and biases in registers, and no room for more.
+            const auto& own = NV * 4 >= REGISTERS ? forgotten(scales) : scales;
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v)
+              w[v] = fma(bits_at<LOW>(l[v], place), own.scale[place][v], scales.bias[v]);
+            step(w, run * RUN + j + place);
+          }
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) l[v] = shift_right<LOW * PLACES>(l[v]);
         }
       }
-      sums.flush(out + lane, first == 0);
     }
   }
 }
@@ -131,66 +138,178 @@ INLINE Vec load_float(const uint8_t* block, size_t index) {
   return load(reinterpret_cast<const float*>(block) + index);
 }
 
-template <Format FORMAT, int WIDTH>
-void float_tile(const Matrix& w, const uint8_t* block, const float* x, float* out) {
-  constexpr int NV = vectors_for(WIDTH);
+// Where the columns [first, ...) of a quantized block begin; first is a multiple of the group or of SEGMENT.
+INLINE size_t offset_of(const Matrix& w, int first) {
+  return static_cast<size_t>(first / w.group) * 2 * scale_bytes(w.scales) + static_cast<size_t>(first) * w.bits * BLOCK / 8;
+}
+
+// Calls step(w, k) for each of a block's columns [first, last), k counted from `first`, w being NV vectors of weights
+// of outputs from `lane` on.
+template <int BITS, int NV, class Step>
+INLINE void each_quantized(const Matrix& w, const uint8_t* block, int lane, int first, int last, const Step& step) {
+  const int lane_bytes = lane * (BITS == 8 ? 1 : 4);
+  const uint8_t* p = block + offset_of(w, first);
+  for (int k = first; k < last; k += w.group) {
+    const Scales<low_width(BITS), NV> scales(p, lane, w.scales);
+    p += 2 * scale_bytes(w.scales);
+    for (int unit = 0; unit < w.group; unit += UNIT) {
+      const int start = k - first + unit;
+      each_column<BITS, NV>(
+          p + lane_bytes, scales, [&](const Vec* weights, int j) ALWAYS_INLINE { step(weights, start + j); });
+      p += BITS * BLOCK * 4;
+    }
+  }
+}
+template <Format FORMAT, int NV, class Step>
+INLINE void each_float(const uint8_t* block, int lane, int first, int last, const Step& step) {
+  for (int k = first; k < last; ++k) {
+    Vec weights[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v)
+      weights[v] = load_float<FORMAT>(block, static_cast<size_t>(k) * BLOCK + lane + v * LANES);
+    step(weights, k - first);
+  }
+}
+
+// Calls `each<NV>(step)` with the reader of the matrix' columns, whatever its format.
+template <int NV, class Step>
+INLINE void each_weight(const Matrix& w, const uint8_t* block, int lane, int first, int last, const Step& step) {
+  switch (w.format) {
+    case Format::float32: return each_float<Format::float32, NV>(block, lane, first, last, step);
+    case Format::float16: return each_float<Format::float16, NV>(block, lane, first, last, step);
+    case Format::bfloat16: return each_float<Format::bfloat16, NV>(block, lane, first, last, step);
+    default: break;
+  }
+  switch (w.bits) {
+    case 2: return each_quantized<2, NV>(w, block, lane, first, last, step);
+    case 3: return each_quantized<3, NV>(w, block, lane, first, last, step);
+    case 4: return each_quantized<4, NV>(w, block, lane, first, last, step);
+    case 5: return each_quantized<5, NV>(w, block, lane, first, last, step);
+    case 6: return each_quantized<6, NV>(w, block, lane, first, last, step);
+    default: return each_quantized<8, NV>(w, block, lane, first, last, step);
+  }
+}
+
+// Vectors of outputs kept at once: a row alone needs four chains of additions, so as not to wait for each.
+constexpr int direct_vectors(int width) { return width == 1 && BLOCK / LANES >= 4 ? 4 : 2; }
+
+// Few rows, x (columns, WIDTH): out (WIDTH, BLOCK).
+template <int WIDTH>
+void direct_tile(const Matrix& w, const uint8_t* block, const float* x, float* out) {
+  constexpr int NV = direct_vectors(WIDTH);
   for (int lane = 0; lane < BLOCK; lane += NV * LANES)
     for (int first = 0; first < w.columns; first += SEGMENT) {
       const int last = first + SEGMENT < w.columns ? first + SEGMENT : w.columns;
+      const float* columns = x + static_cast<size_t>(first) * WIDTH;
       Sums<NV, WIDTH> sums;
       sums.clear();
-#pragma GCC unroll 2
-      for (int k = first; k < last; ++k) {
-        Vec weights[NV];
-        for (int v = 0; v < NV; ++v)
-          weights[v] = load_float<FORMAT>(block, static_cast<size_t>(k) * BLOCK + lane + v * LANES);
-        sums.step(weights, x + static_cast<size_t>(k) * WIDTH);
-      }
+      each_weight<NV>(w, block, lane, first, last, [&](const Vec* weights, int k) ALWAYS_INLINE {
+        sums.step(weights, columns + k * WIDTH);
+      });
       sums.flush(out + lane, first == 0);
     }
 }
 
-using TileFunction = void (*)(const Matrix&, const uint8_t* block, const float* x, float* out);
+// Columns [first, last) of a block as floats: panel (columns, BLOCK).
+INLINE void widen_weights(const Matrix& w, const uint8_t* block, int first, int last, float* panel) {
+  for (int lane = 0; lane < BLOCK; lane += LANES)
+    each_weight<1>(w, block, lane, first, last, [&](const Vec* weights, int k) ALWAYS_INLINE {
+      store(panel + k * BLOCK + lane, weights[0]);
+    });
+}
 
+// One segment of a tile of many: x (columns, WIDTH), out (WIDTH, BLOCK).
 template <int WIDTH>
-TileFunction tile_of_width(const Matrix& w) {
-  switch (w.format) {
-    case Format::float32: return float_tile<Format::float32, WIDTH>;
-    case Format::float16: return float_tile<Format::float16, WIDTH>;
-    case Format::bfloat16: return float_tile<Format::bfloat16, WIDTH>;
-    default: break;
-  }
-  switch (w.bits) {
-    case 2: return quantized_tile<2, WIDTH>;
-    case 3: return quantized_tile<3, WIDTH>;
-    case 4: return quantized_tile<4, WIDTH>;
-    case 5: return quantized_tile<5, WIDTH>;
-    case 6: return quantized_tile<6, WIDTH>;
-    default: return quantized_tile<8, WIDTH>;
+void panel_tile(const float* panel, int columns, const float* x, float* out, bool is_first) {
+  for (int lane = 0; lane < BLOCK; lane += 2 * LANES) {
+    Sums<2, WIDTH> sums;
+    sums.clear();
+    for (int k = 0; k < columns; ++k) {
+      const Vec weights[2] = {load(panel + k * BLOCK + lane), load(panel + k * BLOCK + lane + LANES)};
+      sums.step(weights, x + k * WIDTH);
+    }
+    sums.flush(out + lane, is_first);
   }
 }
 
+using DirectTile = void (*)(const Matrix&, const uint8_t* block, const float* x, float* out);
+using PanelTile = void (*)(const float* panel, int columns, const float* x, float* out, bool is_first);
+
 #if GENSERVE_WIDE_TILES
-#define GENSERVE_WIDTHS(X) X(1) X(2) X(3) X(4) X(6) X(8) X(10) X(12) X(16) X(20) X(24)
+#define GENSERVE_DIRECT_WIDTHS(X) X(1) X(2) X(3) X(4) X(6) X(8)
+#define GENSERVE_PANEL_WIDTHS(X) X(1) X(2) X(3) X(4) X(6) X(8) X(10) X(12)
 #else
-#define GENSERVE_WIDTHS(X) X(1) X(2) X(3) X(4) X(6) X(8) X(10)
+#define GENSERVE_DIRECT_WIDTHS(X) X(1) X(2) X(3) X(4)
+#define GENSERVE_PANEL_WIDTHS(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #endif
 
-INLINE TileFunction tile_function(const Matrix& w, int width) {
+INLINE DirectTile direct_tile_of(int width) {
 #define GENSERVE_CASE(W) \
-  if (width == W) return tile_of_width<W>(w);
-  GENSERVE_WIDTHS(GENSERVE_CASE)
+  if (width == W) return direct_tile<W>;
+  GENSERVE_DIRECT_WIDTHS(GENSERVE_CASE)
+#undef GENSERVE_CASE
+  return nullptr;
+}
+INLINE PanelTile panel_tile_of(int width) {
+#define GENSERVE_CASE(W) \
+  if (width == W) return panel_tile<W>;
+  GENSERVE_PANEL_WIDTHS(GENSERVE_CASE)
 #undef GENSERVE_CASE
   return nullptr;
 }
 
-// The narrowest tile that holds some rows.
-int width(int rows) {
+// The tiles of some rows: one if they are few, else those that leave the fewest places empty.
+Tiles cut(int rows) {
+  Tiles tiles{rows, 1, rows < 1 ? 1 : rows, 1};
+  if (rows <= DIRECT_ROWS) {
 #define GENSERVE_CASE(W) \
-  if (rows <= W) return W;
-  GENSERVE_WIDTHS(GENSERVE_CASE)
+  if (rows <= W && tiles.width < rows) tiles.width = W;
+    GENSERVE_DIRECT_WIDTHS(GENSERVE_CASE)
 #undef GENSERVE_CASE
-  return MAX_WIDTH;
+    return tiles;
+  }
+  int fewest = 0;
+#define GENSERVE_CASE(W)                                                 \
+  if (W >= DIRECT_ROWS) {                                                \
+    const int count = (rows + W - 1) / W;                                \
+    if (fewest == 0 || count * W <= fewest) tiles = {rows, count, W, W}; \
+    fewest = tiles.count * tiles.width;                                  \
+  }
+  GENSERVE_PANEL_WIDTHS(GENSERVE_CASE)
+#undef GENSERVE_CASE
+  return tiles;
+}
+
+constexpr int MOST_SUMS = (CROWD + WIDEST) * BLOCK;
+
+// How many tiles are taken together.
+INLINE int crowd_of(const Tiles& tiles) { return (CROWD + tiles.width - 1) / tiles.width; }
+
+INLINE const uint8_t* block_of(const Matrix& w, int block) { return w.data + static_cast<size_t>(block) * w.block_bytes; }
+
+// The products of tiles [first_tile, last_tile), a crowd at most, with one block: sums (tiles, width, BLOCK).
+INLINE void multiply_block(
+    const Linear& linear, int block, const Tiles& tiles, const float* x, int first_tile, int last_tile, float* sums) {
+  const Matrix& w = linear.weight;
+  const int width = tiles.width;
+  if (tiles.rows <= DIRECT_ROWS) return direct_tile_of(width)(w, block_of(w, block), x, sums);
+  const PanelTile run = panel_tile_of(width);
+  alignas(64) float widened[SEGMENT * BLOCK];
+  const int steps = (w.columns + SEGMENT - 1) / SEGMENT * (last_tile - first_tile);
+  int step = 0;
+  for (int first = 0; first < w.columns; first += SEGMENT) {
+    const int last = first + SEGMENT < w.columns ? first + SEGMENT : w.columns;
+    const float* panel = widened;
+    if (w.format == Format::float32)
+      panel = reinterpret_cast<const float*>(block_of(w, block)) + static_cast<size_t>(first) * BLOCK;
+    else
+      widen_weights(w, block_of(w, block), first, last, widened);
+    for (int tile = first_tile; tile < last_tile; ++tile, ++step) {
+      if (linear.next_lora != nullptr) bring_near(*linear.next_lora, w.columns, block, w.num_blocks(), step, steps);
+      run(panel, last - first, x + (static_cast<size_t>(tile) * w.columns + first) * width,
+          sums + static_cast<size_t>(tile - first_tile) * width * BLOCK, first == 0);
+    }
+  }
 }
 
 }  // namespace genserve::ISA

@@ -30,21 +30,37 @@ INLINE Vec gated(Vec gate, Vec up) {
   return mul(mul(gate, div(one, add(one, exp(sub(zero(), gate))))), up);
 }
 
-INLINE float dot(const float* a, const float* b, int size) {
-  Vec even = zero(), odd = zero();
+// out[n] = x . a[n] for rows of a (N, size), all at once.
+template <int N>
+INLINE void dots(const float* x, const float* a, int size, float* out) {
+  Vec even[N], odd[N];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) even[n] = odd[n] = zero();
   int i = 0;
   for (; i + 2 * LANES <= size; i += 2 * LANES) {
-    even = fma(load(a + i), load(b + i), even);
-    odd = fma(load(a + i + LANES), load(b + i + LANES), odd);
+    const Vec first = load(x + i), second = load(x + i + LANES);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const float* row = a + static_cast<size_t>(n) * size + i;
+      even[n] = fma(first, load(row), even[n]);
+      odd[n] = fma(second, load(row + LANES), odd[n]);
+    }
   }
-  for (; i + LANES <= size; i += LANES) even = fma(load(a + i), load(b + i), even);
-  if (i < size) even = fma(load_first(a + i, size - i), load_first(b + i, size - i), even);
-  return sum(add(even, odd));
+  for (; i < size; i += LANES) {
+    const int count = size - i < LANES ? size - i : LANES;
+    const Vec rest = load_first(x + i, count);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) even[n] = fma(rest, load_first(a + static_cast<size_t>(n) * size + i, count), even[n]);
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) out[n] = sum(add(even[n], odd[n]));
 }
 
 // x / root mean square(x) * weight
 void normalize(const float* x, const float* weight, float eps, int size, float* out) {
-  float mean = dot(x, x, size) / static_cast<float>(size) + eps;
+  float squares;
+  dots<1>(x, x, size, &squares);
+  const float mean = squares / static_cast<float>(size) + eps;
   Vec inverse = div(broadcast(1.0f), broadcast(__builtin_sqrtf(mean)));
   int i = 0;
   for (; i + LANES <= size; i += LANES) store(out + i, mul(mul(load(x + i), inverse), load(weight + i)));
@@ -59,12 +75,37 @@ void low_rank(const LowRank& lora, int row, int columns, const float* x) {
   int adapter = lora.adapter_of[row];
   if (adapter < 0) return;
   float* low = lora.low + static_cast<size_t>(row) * lora.ranks;
-  for (int r = lora.starts[adapter]; r < lora.starts[adapter + 1]; ++r)
-    low[r] = dot(x, lora.a + static_cast<size_t>(r) * columns, columns) * lora.scale[r];
+  const int last = lora.starts[adapter + 1];
+  for (int r = lora.starts[adapter]; r < last;) {
+    const float* a = lora.a + static_cast<size_t>(r) * columns;
+    const int count = r + 4 <= last ? 4 : 1;
+    if (count == 4)
+      dots<4>(x, a, columns, low + r);
+    else
+      dots<1>(x, a, columns, low + r);
+    for (const int end = r + count; r < end; ++r) low[r] *= lora.scale[r];
+  }
 }
 
-// sums[0..BLOCK) += bias + the row's adapter, for outputs [column, column + BLOCK) of `outputs`
-INLINE void add_bias_and_adapter(float* sums, const Linear& linear, int row, int column, int outputs) {
+// Asks for what the next layer's `lora` will need for a block of outputs, and for as great a part of its `a`: of those
+// adapters present that are the step's share.
+INLINE void bring_near(const LowRank& lora, int columns, int block, int num_blocks, int step, int steps) {
+  const auto part = [](int64_t whole, int64_t i, int64_t n) { return static_cast<int>(whole * i / n); };
+  const auto ask = [](const float* from, const float* to) {
+    for (; from < to; from += 64 / sizeof(float)) prefetch_far(from);
+  };
+  for (int i = part(lora.num_present, step, steps); i < part(lora.num_present, step + 1, steps); ++i) {
+    const int adapter = lora.present[i], first = lora.starts[adapter], count = lora.starts[adapter + 1] - first;
+    const float* a = lora.a + static_cast<size_t>(first) * columns;
+    ask(a + part(count * columns, block, num_blocks), a + part(count * columns, block + 1, num_blocks));
+    const float* b = lora.b + (static_cast<size_t>(block) * lora.ranks + first) * BLOCK;
+    ask(b, b + count * BLOCK);
+  }
+}
+
+// sums[0..BLOCK) += bias + the row's adapter, for a block of outputs
+INLINE void add_bias_and_adapter(float* sums, const Linear& linear, int row, int block) {
+  const int column = block * BLOCK, outputs = linear.weight.rows;
   const int size = outputs - column < BLOCK ? outputs - column : BLOCK;
   const LowRank* lora = linear.lora;
   const int adapter = lora == nullptr ? -1 : lora->adapter_of[row];
@@ -75,10 +116,9 @@ INLINE void add_bias_and_adapter(float* sums, const Linear& linear, int row, int
     if (adapter >= 0) {
       const float* low = lora->low + static_cast<size_t>(row) * lora->ranks;
       Vec change = zero();
-      for (int r = lora->starts[adapter]; r < lora->starts[adapter + 1]; ++r) {
-        const float* b = lora->b + static_cast<size_t>(r) * outputs + column + i;
-        change = fma(broadcast(low[r]), n == LANES ? load(b) : load_first(b, n), change);
-      }
+      const float* b = lora->b + static_cast<size_t>(block) * lora->ranks * BLOCK + i;
+      for (int r = lora->starts[adapter]; r < lora->starts[adapter + 1]; ++r)
+        change = fma(broadcast(low[r]), load(b + static_cast<size_t>(r) * BLOCK), change);
       y = add(y, change);
     }
     store(sums + i, y);

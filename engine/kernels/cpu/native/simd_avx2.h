@@ -65,9 +65,11 @@ template <int N>
 INLINE Words shift_right(Words w) {
   return _mm256_srli_epi32(w, N);
 }
+constexpr int PLACES = 2;
+// BITS bits of every word, place * BITS from its lowest, as floats that are 2^(place * BITS) times too big.
 template <int BITS>
-INLINE Vec low_bits(Words w) {
-  return _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32((1 << BITS) - 1)));
+INLINE Vec bits_at(Words w, int place) {
+  return _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32(((1 << BITS) - 1) << (place * BITS))));
 }
 template <int LOW, int HIGH>
 INLINE Vec low_bits(Words low, Words high) {
@@ -94,6 +96,6 @@ INLINE float largest(Vec a) {
   c = _mm_max_ps(c, _mm_movehl_ps(c, c));
   return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
-INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // no nearer than the second cache
 
 }  // namespace genserve::ISA

@@ -61,9 +61,10 @@ template <int N>
 INLINE Words shift_right(Words w) {
   return _mm512_srli_epi32(w, N);
 }
+constexpr int PLACES = 1;
 // The lowest bits of every word as floats; a permutation reads four bits of an index, so it is a table of 0 to 15.
 template <int BITS>
-INLINE Vec low_bits(Words w) {
+INLINE Vec bits_at(Words w, int) {
   if constexpr (BITS == 4) return _mm512_permutexvar_ps(w, lane_numbers());
   return _mm512_cvtepi32_ps(_mm512_and_si512(w, _mm512_set1_epi32((1 << BITS) - 1)));
 }
@@ -99,6 +100,6 @@ INLINE float largest(Vec a) {
   c = _mm_max_ps(c, _mm_movehl_ps(c, c));
   return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
-INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // no nearer than the second cache
 
 }  // namespace genserve::ISA

@@ -109,9 +109,11 @@ template <int N>
 INLINE Words shift_right(Words w) {
   return w >> N;
 }
+constexpr int PLACES = 2;
+// BITS bits of every word, place * BITS from its lowest, as floats that are 2^(place * BITS) times too big.
 template <int BITS>
-INLINE Vec low_bits(Words w) {
-  return __builtin_convertvector((Ints)(w & ((1u << BITS) - 1)), Vec);
+INLINE Vec bits_at(Words w, int place) {
+  return __builtin_convertvector((Ints)(w & (((1u << BITS) - 1) << (place * BITS))), Vec);
 }
 template <int LOW, int HIGH>
 INLINE Vec low_bits(Words low, Words high) {
@@ -129,6 +131,6 @@ INLINE float largest(Vec a) {
   float p = a[0] > a[2] ? a[0] : a[2], q = a[1] > a[3] ? a[1] : a[3];
   return p > q ? p : q;
 }
-INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // no nearer than the second cache
 
 }  // namespace genserve::ISA

@@ -69,9 +69,11 @@ template <int N>
 INLINE Words shift_right(Words w) {
   return vshrq_n_u32(w, N);
 }
+constexpr int PLACES = 2;
+// BITS bits of every word, place * BITS from its lowest, as floats that are 2^(place * BITS) times too big.
 template <int BITS>
-INLINE Vec low_bits(Words w) {
-  return vcvtq_f32_u32(vandq_u32(w, vdupq_n_u32((1u << BITS) - 1)));
+INLINE Vec bits_at(Words w, int place) {
+  return vcvtq_f32_u32(vandq_u32(w, vdupq_n_u32(((1u << BITS) - 1) << (place * BITS))));
 }
 template <int LOW, int HIGH>
 INLINE Vec low_bits(Words low, Words high) {
@@ -88,6 +90,6 @@ INLINE float sum(Vec a) {
   return vget_lane_f32(halves, 0) + vget_lane_f32(halves, 1);
 }
 INLINE float largest(Vec a) { return vmaxvq_f32(a); }
-INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // no nearer than the second cache
 
 }  // namespace genserve::ISA

@@ -10,8 +10,7 @@ namespace genserve::ISA {
 constexpr Kernels TABLE = {
     .name = GENSERVE_ISA_NAME,
     .lanes = LANES,
-    .max_width = MAX_WIDTH,
-    .width = width,
+    .cut = cut,
     .product = product,
     .gated = gated_product,
     .product_back = product_back,
