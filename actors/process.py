@@ -37,10 +37,12 @@ from actors import names
 from actors.birth import Birth, label_of
 from actors.envelope import Envelope
 from actors.exits import KILLED, NOPROC, Died, NoProc, Reason, StartFailed, Timeout
-from actors.host import Host, Packed, label
+from actors.host import Host, Packed
 from actors.loop import Loop
 from actors.node import enter, leave
+from actors.peer import Peer
 from actors.pid import From, Pid
+from actors.shared_table import SharedTable
 from actors.transport import Cancel, Notify
 
 NAMESPACE = "genserve"
@@ -66,6 +68,7 @@ def connect(address: str | None = None, *, include_dashboard: bool = False, **op
         _stay_on_loopback()
         settings = {"include_dashboard": include_dashboard, **settings}
     ray.init(address, **settings)
+    worker.print_to_stdstream = _keep_quiet
     _outside.is_connected_by_us = True
     enter(_outside)
 
@@ -85,8 +88,8 @@ class RayNode:
     def __init__(self, host: Host | None = None) -> None:
         self._host = host
         self._sender = uuid.uuid4().hex
-        self._peers: dict[Pid, _Peer] = {}
-        self._table = _Table()
+        self._peers: dict[Pid, Peer] = {}
+        self._table = SharedTable(internal_kv, NAMESPACE)
         self.is_connected_by_us = False
 
     @property
@@ -101,7 +104,7 @@ class RayNode:
         pid = self._pid_for(birth)
         resources = {"num_cpus": birth.resources.cpus, "num_gpus": birth.resources.gpus}
         actor = _Actor.options(name=str(pid), **resources, **_OPTIONS).remote(pid, birth, RayNode, _pack, _vanish)
-        peer = self._peers[pid] = _Peer(actor, self._sender)
+        peer = self._peers[pid] = Peer(actor, self._sender, _pack)
         if birth.name is not None:
             names.born(pid, self._table)
         if notify is not None:
@@ -222,7 +225,7 @@ class RayNode:
             return names.claim(birth.name, self._table, self.is_alive)
         return Pid(f"{birth.prefix}{label_of(birth.server)}-{uuid.uuid4().hex[:12]}", 1)
 
-    def _wait_for_start(self, pid: Pid, peer: _Peer, timeout: float | None) -> StartFailed | None:
+    def _wait_for_start(self, pid: Pid, peer: Peer, timeout: float | None) -> StartFailed | None:
         try:
             failed: StartFailed | None = ray.get(peer.actor.started.remote(), timeout=timeout)
             return failed
@@ -232,17 +235,17 @@ class RayNode:
         except RayActorError:
             return StartFailed(KILLED)
 
-    def _peer(self, pid: Pid) -> _Peer:
+    def _peer(self, pid: Pid) -> Peer:
         peer = self._peers.get(pid)
         if peer is None:
             try:
                 actor = ray.get_actor(str(pid), namespace=NAMESPACE)
             except ValueError:
                 raise NoProc(pid, NOPROC) from None
-            peer = self._peers.setdefault(pid, _Peer(actor, self._sender))
+            peer = self._peers.setdefault(pid, Peer(actor, self._sender, _pack))
         return peer
 
-    def _living_peer(self, pid: Pid) -> _Peer:
+    def _living_peer(self, pid: Pid) -> Peer:
         """Tells a process that was dead before it was asked from one that dies over the question."""
         peer = self._peer(pid)
         core: Any = worker.global_worker.core_worker  # type: ignore[attr-defined]
@@ -251,7 +254,7 @@ class RayNode:
             raise NoProc(pid, NOPROC)
         return peer
 
-    def _listen(self, pid: Pid, peer: _Peer, notify: Notify) -> None:
+    def _listen(self, pid: Pid, peer: Peer, notify: Notify) -> None:
         def on_end(words: Future[Reason]) -> None:
             error = words.exception()
             if isinstance(error, ActorUnavailableError):
@@ -273,44 +276,6 @@ class RayNode:
             case _:
                 self._peers.pop(pid, None)
                 return Died(pid, KILLED)
-
-
-class _Peer:
-    """Another process, as seen from here: its actor, and the number of our next message to it."""
-
-    def __init__(self, actor: Any, sender: str) -> None:
-        self.actor = actor
-        self._sender = sender
-        self._next_number = 0
-        self._lock = threading.Lock()
-
-    def deliver(self, caller: Pid | None, envelope: Envelope) -> Any:
-        # Numbered and sent in one go, and the number kept if sending fails: a gap would hold up the next message.
-        with self._lock:
-            packed = label(self._sender, self._next_number) + _pack((caller, envelope))
-            delivered = self.actor.deliver.remote(packed)
-            self._next_number += 1
-        return delivered
-
-
-class _Table:
-    """The shared table of names, kept by Ray's control store."""
-
-    def put_new(self, key: str, value: bytes) -> bool:
-        return not internal_kv._internal_kv_put(key, value, overwrite=False, namespace=NAMESPACE)
-
-    def put(self, key: str, value: bytes) -> None:
-        internal_kv._internal_kv_put(key, value, namespace=NAMESPACE)
-
-    def get(self, key: str) -> bytes | None:
-        found: bytes | None = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
-        return found
-
-    def delete(self, key: str) -> None:
-        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
-
-    def keys(self, prefix: str) -> list[str]:
-        return [key.decode() for key in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)]
 
 
 _outside = RayNode()
@@ -349,6 +314,10 @@ def _value(pid: Pid, answer: Packed) -> Any:
     if is_reply:
         return value
     raise NoProc(pid, NOPROC) if value == NOPROC else Died(pid, value)
+
+
+def _keep_quiet(data: object, ignore_prefix: bool) -> None:
+    """In place of Ray's own, which writes the death of every process to standard output, where answers go."""
 
 
 def _stay_on_loopback() -> None:
