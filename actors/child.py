@@ -67,7 +67,10 @@ class Child:
             pid, ref = taken.pid, monitor(taken.pid)
         except Ignored:
             return self.down()
-        return replace(self, pid=pid, monitor=ref, is_restarting=False, num_starts=self.num_starts + 1)
+        started = replace(self, pid=pid, monitor=ref, is_restarting=False, num_starts=self.num_starts + 1)
+        if self.spec.restart == "temporary":  # never started again: what it was started with need not be kept
+            return replace(started, spec=replace(self.spec, start=(server,)))
+        return started
 
     def stop(self) -> Child:
         """Down when this returns: asked to shut down, waited for as long as its spec says, then killed."""

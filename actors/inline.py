@@ -102,7 +102,9 @@ class Inline:
         pid = Pid(name, self._epochs.get(name, 0) + 1)
         self._epochs[name] = pid.epoch
         cell = self._cells[pid] = Cell(birth, pid, self)
+        give_up = self.schedule(timeout, lambda: cell.die("timeout")) if timeout is not None else lambda: None
         failed = self._inside(cell, cell.loop.start)
+        give_up()
         if failed is not None:
             cell.die(failed.reason)
             raise failed

@@ -98,6 +98,18 @@ def test_failed_init_fails_spawn_with_its_reason(node: Inline, how: str, reason:
     assert whereis("unwilling") is None
 
 
+def test_start_that_takes_too_long_is_given_up_and_the_process_with_it(node: Inline) -> None:
+    with pytest.raises(StartFailed) as failed:
+        spawn(SlowStart, spawn(Echo), timeout=1.0)
+    assert (failed.value.reason, node.now()) == ("timeout", 1.0)
+    assert node.living("SlowStart") == []
+
+
+class SlowStart(GenServer):
+    def init(self, silent: Pid) -> None:
+        call(silent, "later", timeout=60.0)
+
+
 def test_class_that_cannot_be_found_fails_spawn(node: Inline) -> None:
     with pytest.raises(StartFailed) as failed:
         spawn("tests.servers:Nobody")

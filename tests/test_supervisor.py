@@ -11,7 +11,7 @@ import pytest
 from actors import dynamic_supervisor, sys
 from actors.children import Counts, Refused
 from actors.dynamic_supervisor import DynamicSupervisor
-from actors.exits import NoProc, Reason, StartFailed
+from actors.exits import Exit, NoProc, Reason, StartFailed
 from actors.genserver import Ignore, Started, Stop
 from actors.inline import Inline
 from actors.node import cast, exit, is_alive, send, spawn, whereis
@@ -65,6 +65,8 @@ class Actor(Trapper):
                 return Stop("boom")
             case "raise":
                 raise ValueError("boom")
+            case "exit":
+                raise Exit(("shutdown", "x"))
             case "ignore":
                 return Ignore()
         stage.events.append(f"{id} starts")
@@ -306,6 +308,12 @@ def test_children_are_counted(node: Inline, stage: Stage) -> None:
     sup = start(Policy(), stage.spec("a"), stage.spec("b"), inner)
     terminate_child(sup, "b")
     assert count_children(sup) == Counts(specs=3, active=2, supervisors=1, workers=2)
+
+
+def test_arguments_of_a_temporary_child_are_not_kept_once_it_runs(node: Inline, stage: Stage) -> None:
+    sup = start(Policy(), stage.spec("a", "temporary"), stage.spec("b"))
+    assert child_spec_of(sup, "a").start == (Actor,)
+    assert child_spec_of(sup, "b").start == (Actor, stage, "b")
 
 
 def test_calls_to_a_dead_supervisor_are_noproc(node: Inline, stage: Stage) -> None:
@@ -703,7 +711,9 @@ def test_dynamic_child_is_restarted_by_its_type_and_reason(
     assert dynamic_supervisor.count_children(sup).specs == int(is_restarted)
 
 
-@pytest.mark.parametrize(("plan", "reason"), [("fail", "boom"), ("raise", ("error", "ValueError", "boom"))])
+@pytest.mark.parametrize(
+    ("plan", "reason"), [("fail", "boom"), ("raise", ("error", "ValueError", "boom")), ("exit", ("shutdown", "x"))]
+)
 def test_dynamic_child_that_fails_to_start_is_refused_with_the_reason(
     node: Inline, stage: Stage, plan: str, reason: Any
 ) -> None:
@@ -719,6 +729,15 @@ def test_dynamic_child_that_is_not_needed_is_forgotten(node: Inline, stage: Stag
     assert dynamic_supervisor.start_child(sup, stage.spec("a")) is None
     end(node, dynamic_supervisor.start_child(sup, stage.spec("b")), "boom")
     assert dynamic_supervisor.count_children(sup).specs == 0
+
+
+def test_dynamic_child_whose_restart_fails_is_tried_again_until_it_works(node: Inline, stage: Stage) -> None:
+    sup = dynamic(Policy(max_restarts=5))
+    stage.plans = {"a": ["start", "fail", "raise", "exit", "start"]}
+    first = dynamic_supervisor.start_child(sup, stage.spec("a"))
+    end(node, first, "boom")
+    (child,) = dynamic_supervisor.which_children(sup)
+    assert (child.state, child.pid != first) == ("running", True)
 
 
 def test_dynamic_supervisor_gives_up_after_too_many_restarts(node: Inline, stage: Stage) -> None:
