@@ -20,10 +20,11 @@ from actors.envelope import Down
 from actors.genserver import Continue, GenServer, NoReply, Reply
 from actors.messages import Abort, Attach, Detach, Events, Hello, ModelLeaving, ModelUp, Run, Turned
 from actors.model_loading import ModelChoice, function_at
-from actors.node import call, cast, me, monitor, send, send_after, whereis
+from actors.node import call, cast, me, monitor, now, send, send_after, whereis
 from actors.pid import From, Pid, Ref, Server
-from actors.progress import BEAT_SECONDS, Progress, StepClock, progress_path, remove_traces
+from actors.progress import BEAT_SECONDS, Progress, last_lesson, progress_path, remove_traces
 from actors.refusals import Unavailable
+from actors.step_clock import StepClock
 from engine.engine import Engine
 from engine.event import AdapterWanted, Event, TokenEvent
 from engine.refusal import Refusal
@@ -42,6 +43,7 @@ class ModelServerStats:
     is_ready: bool
     num_requests: int
     alone: str | None
+    born_at: float  # on the node's clock
     load_seconds: float
     process_id: int
     engine: EngineStats | None
@@ -108,19 +110,21 @@ class ModelServer(GenServer):
         self.watched: dict[Pid, Ref] = {}
         self.is_stepping = False
         self.is_draining = False
-        self.clock = StepClock()
+        inherited = last_lesson(self.directory, self.epoch.name)
+        self.clock = StepClock(inherited)
+        self.born_at = now()
         self.load_seconds = 0.0
-        self.progress = Progress(progress_path(self.directory, str(self.epoch)))
+        self.progress = Progress(progress_path(self.directory, str(self.epoch)), inherited)
         remove_traces(self.directory, self.epoch.name, KEPT_TRACES)
         return Continue("load")
 
     def handle_continue(self, value: object) -> NoReply:
-        began = time.monotonic()
+        began = now()
         self.progress.begin(LOAD_SECONDS)
         self.engine = function_at(self.choice.make_engine)(self.choice)
         for name in self.adapters:
             self.load_adapter(name)
-        self.load_seconds = time.monotonic() - began
+        self.load_seconds = now() - began
         self.progress.ready()
         send_after(BEAT_SECONDS, _Beat())
         for consumer in self.consumers:
@@ -132,9 +136,8 @@ class ModelServer(GenServer):
             case _Stats():
                 engine = None if self.engine is None else self.engine.stats()
                 is_ready = self.engine is not None and not self.is_draining
-                return Reply(
-                    ModelServerStats(is_ready, len(self.given), self.alone, self.load_seconds, os.getpid(), engine)
-                )
+                times = (self.born_at, self.load_seconds)
+                return Reply(ModelServerStats(is_ready, len(self.given), self.alone, *times, os.getpid(), engine))
             case Attach(name, path):
                 return Reply(self.attach(name, path))
             case Detach(name):
@@ -259,7 +262,8 @@ class ModelServer(GenServer):
             return
         before = self.engine.counts["prompt_tokens"]
         is_reading = bool(self.engine.scheduler.prefilling or self.engine.scheduler.num_waiting)
-        self.progress.begin(self.clock.allowed(self.choice.options.max_batch_tokens if is_reading else 0))
+        allowed = self.clock.allowed(self.choice.options.max_batch_tokens if is_reading else 0)
+        self.progress.begin(allowed, self.clock.lesson())
         began = time.monotonic()
         events = self.engine.step()
         self.clock.record(time.monotonic() - began, self.engine.counts["prompt_tokens"] - before)

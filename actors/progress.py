@@ -10,17 +10,25 @@ import mmap
 import os
 import signal
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
+from typing import NamedTuple
 
 # process id, steps, began (0: idle), allowed, beat, ready, alone; times in ns of the monotonic clock
-LAYOUT = Struct("<QQQQQQ16s")
-MIN_ALLOWED_SECONDS = 2.0
+# then what is known of steps: seconds of the slowest, seconds a prompt's token (0: nothing)
+LAYOUT = Struct("<QQQQQQ16sdd")
+MIN_ALLOWED_SECONDS = 1.5  # of silence; two looks of the watchdog later it is at an end, after two seconds
 BEAT_SECONDS = 0.25  # between two signs of life while there is nothing to do
 NOBODY = bytes(16)
+
+
+class Lesson(NamedTuple):
+    """What a model server has learned of its steps, for the one that comes after it."""
+
+    slowest_seconds: float = 0.0  # 0: nothing yet
+    prompt_token_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class Glance:
     beat: float  # when it was last seen to do anything
     is_ready: bool
     alone: bytes
+    lesson: Lesson
 
     def is_stuck(self, now: float) -> bool:
         """Whether the step under way has lasted longer than it should, or an idle one gives no sign of life."""
@@ -61,8 +70,10 @@ def glance(path: Path) -> Glance | None:
         return None
     if len(data) < LAYOUT.size:
         return None
-    process_id, steps, began, allowed, beat, ready, alone = LAYOUT.unpack_from(data)
-    return Glance(process_id, steps, began / 1e9 if began else None, allowed / 1e9, beat / 1e9, bool(ready), alone)
+    process_id, steps, began, allowed, beat, ready, alone, *learned = LAYOUT.unpack_from(data)
+    lesson = Lesson(*learned)
+    since = began / 1e9 if began else None
+    return Glance(process_id, steps, since, allowed / 1e9, beat / 1e9, bool(ready), alone, lesson)
 
 
 def has_writer(path: Path) -> bool:
@@ -83,10 +94,10 @@ def has_writer(path: Path) -> bool:
 class Progress:
     """The writer's side. Owned by one model server."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, inherited: Lesson) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(LAYOUT.pack(os.getpid(), 0, 0, 0, 0, 0, NOBODY))
+        partial.write_bytes(LAYOUT.pack(os.getpid(), 0, 0, 0, 0, 0, NOBODY, *inherited))
         self._file = os.open(partial, os.O_RDWR | os.O_CLOEXEC)  # open and locked for as long as this process lives
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._map = mmap.mmap(self._file, LAYOUT.size)
@@ -97,6 +108,7 @@ class Progress:
         self._steps = 0
         self._ready = 0
         self._alone = NOBODY
+        self._lesson = inherited
 
     def ready(self) -> None:
         self._ready = 1
@@ -106,8 +118,9 @@ class Progress:
         self._alone = NOBODY if request_id is None else mark_of(request_id)
         self._write(0, 0)
 
-    def begin(self, allowed_seconds: float) -> None:
+    def begin(self, allowed_seconds: float, lesson: Lesson | None = None) -> None:
         self._steps += 1
+        self._lesson = lesson or self._lesson
         self._write(time.monotonic_ns(), int(allowed_seconds * 1e9))
 
     def end(self) -> None:
@@ -116,36 +129,25 @@ class Progress:
 
     def _write(self, began: int, allowed: int) -> None:
         beat = time.monotonic_ns()
-        LAYOUT.pack_into(self._map, 0, os.getpid(), self._steps, began, allowed, beat, self._ready, self._alone)
+        moments = (os.getpid(), self._steps, began, allowed, beat, self._ready)
+        LAYOUT.pack_into(self._map, 0, *moments, self._alone, *self._lesson)
+
+
+def last_lesson(directory: Path, name: str) -> Lesson:
+    """What the last life of a model server had learned that left a trace."""
+    _, path = max(traces_of(directory, name), default=(0, None))
+    seen = None if path is None else glance(path)
+    return Lesson() if seen is None else seen.lesson
+
+
+def traces_of(directory: Path, name: str) -> list[tuple[int, Path]]:
+    """The progress files of its lives, the first one first."""
+    traces = (directory / "progress").glob(f"{name}.*")
+    return sorted((int(trace.suffix[1:]), trace) for trace in traces if trace.suffix[1:].isdigit())
 
 
 def remove_traces(directory: Path, name: str, keep: int) -> None:
     """Delete the files of a model server's earlier lives, but for the last few."""
-    traces = list((directory / "progress").glob(f"{name}.*"))
-    numbered = sorted((int(trace.suffix[1:]), trace) for trace in traces if trace.suffix[1:].isdigit())
-    for _, trace in numbered[:-keep]:
+    for _, trace in traces_of(directory, name)[:-keep]:
         trace.unlink(missing_ok=True)
         trace.with_name(trace.name + ".stacks").unlink(missing_ok=True)
-
-
-@dataclass(slots=True)
-class StepClock:
-    """How long the next step may take: three times what it should, judged by the steps before."""
-
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    seconds_per_prompt_token: float = 0.05  # until one was seen
-    has_seen_prompt: bool = False
-
-    def allowed(self, num_prompt_tokens: int) -> float:
-        slowest = max(self.recent, default=10.0)
-        return max(MIN_ALLOWED_SECONDS, 3 * max(slowest, num_prompt_tokens * self.seconds_per_prompt_token))
-
-    def record(self, seconds: float, num_prompt_tokens: int) -> None:
-        self.recent.append(seconds)
-        if num_prompt_tokens < 16:
-            return
-        each = seconds / num_prompt_tokens
-        # up at once, down slowly: a false alarm costs a restart, a late one some seconds
-        was = self.seconds_per_prompt_token if self.has_seen_prompt else 0.0
-        self.seconds_per_prompt_token = max(each, 0.9 * was)
-        self.has_seen_prompt = True

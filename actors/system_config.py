@@ -26,7 +26,7 @@ class SystemConfig:
     limits: LedgerOptions = field(default_factory=LedgerOptions)
     max_restarts: int = 3
     max_seconds: float = 5.0
-    watch_seconds: float = 0.25  # between two looks of the watchdog
+    watch_seconds: float = 0.2  # between two looks of the watchdog
     resources: Resources = NO_RESOURCES  # of each model server
     doors: tuple[ChildSpec, ...] = ()  # more children, after the request servers: the HTTP server
 
