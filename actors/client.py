@@ -15,16 +15,21 @@ from zlib import crc32
 
 from actors import request_server
 from actors.asking import ask_of
+from actors.exits import CallFailed
 from actors.inbox import Inbox
 from actors.line import Line
 from actors.node import living
 from actors.refusals import Overloaded, Unavailable
-from actors.request_server import RequestServerStats, Submit
+from actors.request_server import Submit
+from actors.request_stats import RequestServerStats
+from actors.supervisor import count_children
 from actors.system_config import ROOT, partition_names
 from engine.completion import Completion, Piece
 from engine.refusal import BadRequest
 
 PATIENCE_SECONDS = 60.0  # that a partition may be away before its clients are told so
+ABSENCE_SECONDS = 5.0  # that the partitions' supervisor may be away, where other parts of the system live
+ANSWER_SECONDS = 2.0
 
 
 class Stream:
@@ -218,7 +223,16 @@ def is_conversation(prompt: Any) -> bool:
 
 def find_client(patience_seconds: float = PATIENCE_SECONDS, tenant: str = "") -> Client:
     """A client of the system that runs here. Raises Unavailable if there is none."""
-    partitions = {pid.name for pid in living(f"{ROOT}.requests.")}
-    if not partitions:
-        raise Unavailable("no system is running here")
-    return Client(len(partitions), patience_seconds, tenant)
+    return Client(num_partitions(), patience_seconds, tenant)
+
+
+def num_partitions() -> int:
+    """How many there are meant to be: one that is dead just now counts, or ids would be looked for elsewhere."""
+    until = time.monotonic() + ABSENCE_SECONDS
+    while True:
+        try:
+            return count_children(f"{ROOT}.requests", ANSWER_SECONDS).specs
+        except CallFailed:  # it is dead just now, or there is none
+            if time.monotonic() > until or not living(f"{ROOT}."):
+                raise Unavailable("no system is running here") from None
+        time.sleep(0.05)

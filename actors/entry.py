@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.ledger_records import Accepted, Ended
+from actors.ledger_records import Accepted, Ended, Kept
 from engine.completion import Piece, Transcript
 from engine.event import ChoiceEnded, Event, FinishReason, PromptScored, Started, TokenEvent
 from engine.request import Request
+from engine.wire import pack_events
 
 
 @dataclass(slots=True)
@@ -101,6 +102,29 @@ class Entry:
     def since(self, had: tuple[int, ...]) -> list[Piece]:
         """The pieces that a client has not got yet, given how many of each choice it has."""
         return [piece for pieces, number in zip(self.pieces, had, strict=True) for piece in pieces[number:]]
+
+    def kept(self, now: float) -> Kept:
+        """All of it as one record."""
+        return Kept(
+            now,
+            tuple(self.accepted),
+            pack_events(self.history()),
+            self.epoch,
+            self.is_alone,
+            self.crashes,
+            self.crashes_alone,
+            None if self.ended is None else tuple(self.ended),
+            self.finished_at,
+        )
+
+    def shift_clock(self, seconds: float) -> None:
+        """Express its moments on a clock that stands so much later."""
+        deadline = self.accepted.deadline
+        self.accepted = self.accepted._replace(
+            now=self.accepted.now + seconds, deadline=None if deadline is None else deadline + seconds
+        )
+        if self.finished_at is not None:
+            self.finished_at += seconds
 
     def _keep(self, event: TokenEvent | ChoiceEnded, choice: int) -> bool:
         piece = self.transcript.add(event)

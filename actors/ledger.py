@@ -10,7 +10,6 @@ request is answered `request_poisoned`. (Counting crashes without looking at pro
 die for other reasons, every long request would sooner or later be suspected.)
 """
 
-import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from actors.ledger_records import Accepted, Attempted, Crashed, Ended, Kept, Ope
 from actors.load import Load
 from actors.placement import Board, place
 from actors.refusals import Conflict, DeadlinePassed, RequestPoisoned, UnknownRequest
+from actors.waiting_line import WaitingLine
 from engine.completion import Transcript
 from engine.event import ChoiceEnded, Event, Started, TokenEvent
 from engine.request import Request
 from engine.vocabulary import Vocabulary
-from engine.wire import pack_events, pack_request, unpack_events, unpack_request
+from engine.wire import pack_request, unpack_events, unpack_request
 
 MAX_CRASHES_ALONE = 2
 COUNTED = (
@@ -55,9 +55,7 @@ class Ledger:
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self._vocabulary = vocabulary
         self._finished: OrderedDict[str, None] = OrderedDict()  # longest ago first
-        self._waiting: list[tuple[bool, int, int, str]] = []  # a heap; who was sent or ended meanwhile is skipped
-        self._arrivals = 0
-        self._orders: dict[str, int] = {}
+        self._waiting = WaitingLine()
         self._clock: str | None = None
         self._last = 0.0
 
@@ -91,7 +89,7 @@ class Ledger:
         self._leave_board(entry)
         del self.entries[request_id]
         self.load.owed_tokens -= entry.owed
-        del self._orders[request_id]
+        self._waiting.forget(request_id)
         self.counts["accepted"] -= 1
 
     def find(self, request_id: str, tenant: str = "") -> Entry:
@@ -130,7 +128,8 @@ class Ledger:
             assert entry.finished_at is not None
             if entry.finished_at + self.options.keep_seconds > now and len(self._finished) <= self.options.max_kept:
                 return
-            del self._finished[entry.id], self.entries[entry.id], self._orders[entry.id]
+            del self._finished[entry.id], self.entries[entry.id]
+            self._waiting.forget(entry.id)
 
     # What model servers bring
 
@@ -171,15 +170,11 @@ class Ledger:
     def dispatch(self, now: float) -> list[Attempted]:
         """Who goes where now: suspects first, each to be run alone, then by priority and arrival."""
         groups: dict[tuple[str, bool], list[str]] = {}
-        while self._waiting:
-            entry = self.entries.get(self._waiting[0][3])
-            if entry is None or entry.is_finished or entry.epoch is not None:
-                heapq.heappop(self._waiting)
-                continue
+        while (entry := self._waiting.first(self.entries)) is not None:
             board = place(entry.request, self.active_boards())
             if board is None:
                 break
-            heapq.heappop(self._waiting)
+            self._waiting.pop()
             groups.setdefault((board.epoch, entry.is_suspect), []).append(entry.id)
             self._board_entry(entry, board.epoch, entry.is_suspect)
         return [Attempted(now, epoch, tuple(ids), is_alone) for (epoch, is_alone), ids in groups.items()]
@@ -203,17 +198,7 @@ class Ledger:
         """Records that make this ledger again."""
         yield Opened(now, self._clock or "")
         for entry in self.entries.values():
-            yield Kept(
-                now,
-                tuple(entry.accepted),
-                pack_events(entry.history()),
-                entry.epoch,
-                entry.is_alone,
-                entry.crashes,
-                entry.crashes_alone,
-                None if entry.ended is None else tuple(entry.ended),
-                entry.finished_at,
-            )
+            yield entry.kept(now)
 
     def _replay_one(self, record: Record) -> None:
         match record:
@@ -243,7 +228,7 @@ class Ledger:
         """Another clock than before: what was left of a deadline then is left now."""
         if self._clock is not None and record.clock != self._clock:
             for entry in self.entries.values():
-                shift_clock(entry, record.now - self._last)
+                entry.shift_clock(record.now - self._last)
         self._clock = record.clock
 
     def _accepted(self, record: Accepted, request: Request) -> None:
@@ -259,9 +244,7 @@ class Ledger:
         self._finished.pop(request.id, None)  # a replay meets an id again that had been forgotten
         self.load.owed_tokens += entry.owed
         self.counts["accepted"] += 1
-        self._arrivals += 1
-        self._orders[request.id] = self._arrivals
-        self._wait(entry)
+        self._waiting.arrive(entry)
 
     def _told(self, epoch: str, events: Sequence[Event], now: float) -> set[str]:
         touched, work = set[str](), 0
@@ -274,7 +257,7 @@ class Ledger:
             elif entry.misses(event):
                 self.counts["gaps"] += 1
                 self._leave_board(entry)
-                self._wait(entry)
+                self._waiting.put(entry)
                 touched.add(entry.id)
             elif entry.take(event):
                 touched.add(entry.id)
@@ -318,14 +301,14 @@ class Ledger:
                 message = f"the request crashed the engine, {entry.crashes_alone} times when it was run alone"
                 self._ended(Ended(record.now, request_id, RequestPoisoned.code, message))
             else:
-                self._wait(entry)
+                self._waiting.put(entry)
 
     def _released(self, record: Released) -> None:
         board = self._board(record.epoch)
         for request_id in list(board.ids):
             entry = self.entries[request_id]
             self._leave_board(entry)
-            self._wait(entry)
+            self._waiting.put(entry)
 
     def _ended(self, record: Ended) -> None:
         entry = self.entries[record.id]
@@ -371,10 +354,6 @@ class Ledger:
             self.boards[entry.epoch].take(entry.id)
         entry.epoch, entry.is_alone = None, False
 
-    def _wait(self, entry: Entry) -> None:
-        place_in_line = (not entry.is_suspect, entry.request.priority, self._orders[entry.id], entry.id)
-        heapq.heappush(self._waiting, place_in_line)
-
     def _finish(self, entry: Entry, now: float) -> None:
         self._leave_board(entry)
         entry.finished_at = now
@@ -382,13 +361,3 @@ class Ledger:
         entry.owed = 0
         self._finished[entry.id] = None
         self.counts["finished"] += 1
-
-
-def shift_clock(entry: Entry, seconds: float) -> None:
-    """Express an entry's moments on a clock that stands so much later."""
-    deadline = entry.accepted.deadline
-    entry.accepted = entry.accepted._replace(
-        now=entry.accepted.now + seconds, deadline=None if deadline is None else deadline + seconds
-    )
-    if entry.finished_at is not None:
-        entry.finished_at += seconds

@@ -65,29 +65,32 @@ class Polls:
         self._waiting: dict[Any, Waiting] = {}  # by the call's reference
         self._by_request: dict[str, set[Any]] = {}
         self._by_listener: dict[str, Any] = {}
+        self._joined: dict[str, dict[str, Had | None]] = {}  # by listener: submitted between two of its polls
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def ask(self, poll: Poll, from_: From, now: float) -> list[Part]:
         """What there is to say now; if nothing, the poll waits."""
-        parts = self.news(poll.wants, poll.tenant, now)
+        wants = {**self._joined.pop(poll.listener, {}), **poll.wants}
+        parts = self.news(wants, poll.tenant, now)
         if parts or poll.wait_seconds <= 0:
             return parts
-        waiting = Waiting(from_, poll, now + poll.wait_seconds, dict(poll.wants))
-        self._waiting[from_.ref] = waiting
-        for request_id in poll.wants:
+        self._waiting[from_.ref] = Waiting(from_, poll, now + poll.wait_seconds, wants)
+        for request_id in wants:
             self._by_request.setdefault(request_id, set()).add(from_.ref)
         if poll.listener:
             self._by_listener[poll.listener] = from_.ref
         return []
 
     def join(self, listener: str, request_id: str, had: Had | None) -> None:
-        """A client that waits has submitted one more."""
+        """A client has submitted one more: the poll in which it waits is to tell of it, or else its next one."""
         ref = self._by_listener.get(listener)
         if ref in self._waiting:
             self._waiting[ref].wants[request_id] = had
             self._by_request.setdefault(request_id, set()).add(ref)
+        else:
+            self._joined.setdefault(listener, {})[request_id] = had
 
     def wake(self, request_ids: set[str], now: float) -> list[tuple[From, list[Part]]]:
         """The answers to those polls for which there is news."""
@@ -105,6 +108,8 @@ class Polls:
         """Polls that waited long enough; while they did, their clients were there."""
         for waiting in self._waiting.values():
             self.touch(waiting.wants, now)
+        living = self.ledger.entries.keys()
+        self._joined = {name: wants for name, wants in self._joined.items() if wants.keys() & living}
         return [self._end(ref) for ref, waiting in list(self._waiting.items()) if waiting.until <= now]
 
     def touch(self, wants: dict[str, Had | None], now: float) -> None:

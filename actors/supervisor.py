@@ -62,25 +62,25 @@ def delete_child(supervisor: Server, id: str) -> None:
     ask(supervisor, _Delete(id))
 
 
-def which_children(supervisor: Server) -> list[ChildInfo]:
+def which_children(supervisor: Server, timeout: float | None = None) -> list[ChildInfo]:
     """In start order."""
-    infos: list[ChildInfo] = ask(supervisor, _Which())
+    infos: list[ChildInfo] = ask(supervisor, _Which(), timeout)
     return infos
 
 
-def count_children(supervisor: Server) -> Counts:
-    counts: Counts = ask(supervisor, _Count())
+def count_children(supervisor: Server, timeout: float | None = None) -> Counts:
+    counts: Counts = ask(supervisor, _Count(), timeout)
     return counts
 
 
-def child_spec_of(supervisor: Server, id: str) -> ChildSpec:
-    spec: ChildSpec = ask(supervisor, _SpecOf(id))
+def child_spec_of(supervisor: Server, id: str, timeout: float | None = None) -> ChildSpec:
+    spec: ChildSpec = ask(supervisor, _SpecOf(id), timeout)
     return spec
 
 
-def ask(supervisor: Server, message: object) -> Any:
+def ask(supervisor: Server, message: object, timeout: float | None = None) -> Any:
     """A call whose answer may be a no. No timeout: to start or stop a child takes as long as the child does."""
-    answer = call(supervisor, message, timeout=None)
+    answer = call(supervisor, message, timeout)
     if isinstance(answer, Refused):
         raise answer
     return answer

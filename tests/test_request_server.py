@@ -12,18 +12,20 @@ from actors import model_server, request_server
 from actors.asking import ask_of
 from actors.exits import KILL, SHUTDOWN
 from actors.inline import Inline
+from actors.messages import Attach, Detach
 from actors.model_server import ModelServer
-from actors.node import cast, exit, spawn
+from actors.node import call, cast, exit, spawn
 from actors.pid import Pid
 from actors.polls import End, Part, Poll
 from actors.refusals import Conflict, JournalFailing, Overloaded, Unavailable, UnknownRequest
 from actors.request_server import RequestServer, Submit
+from actors.request_stats import RequestServerStats
 from actors.system_config import SystemConfig
 from engine.event import TokenEvent
 from engine.refusal import BadRequest, PromptTooLong, Refusal, UnknownAdapter
 from engine.request import Request
 from engine.wire import pack_events
-from tests.engines import Answer
+from tests.engines import Answer, ask
 from tests.serving import mixed_requests, tiny_system, undisturbed, words_of
 
 
@@ -55,7 +57,7 @@ class Bench:
         asked = {request.id: had.get(request.id, (0,) * request.sampling.n) for request in wants}
         return {part.id: part for part in request_server.poll(self.requests, Poll(dict(asked), wait_seconds=0))}
 
-    def stats(self) -> request_server.RequestServerStats:
+    def stats(self) -> RequestServerStats:
         return request_server.stats(self.requests)
 
     def kill_model(self) -> None:
@@ -72,8 +74,8 @@ class Bench:
         """What the kernel does for a process that dies."""
         cell = self.node._cells[self.requests]
         server = cell.loop.server
-        assert isinstance(server, RequestServer) and server.journal is not None
-        server.journal.close()
+        assert isinstance(server, RequestServer)
+        server.outbox.journal.close()
 
 
 @contextmanager
@@ -138,6 +140,24 @@ def test_whatever_is_killed_in_between_answers_are_those_of_the_bare_engine(tmp_
         assert all(part.end is not None and part.end.code is None for part in parts.values())
 
 
+def test_an_adapter_that_was_attached_meanwhile_outlives_the_model_server(tmp_path: Path) -> None:
+    words = {"adapter": "green", "max_tokens": 20}
+    first, again = (ask(name, range(9), **words) for name in ("undisturbed", "disturbed"))
+    with bench(tmp_path) as made:
+        made.node.run()
+        assert call(made.model, Attach("green", "3")) is None
+        assert call(made.model, Detach("red")) is None
+        made.submit(first)
+        made.node.run()
+        made.submit(again)
+        steps(made, 12)
+        made.kill_model()
+        made.node.run()
+        parts = made.poll(first, again)
+        assert len(parts["disturbed"].pieces) == 20 and parts["disturbed"].pieces == parts["undisturbed"].pieces
+        assert made.stats().adapters == ("blue", "green")
+
+
 def test_a_late_message_of_a_dead_model_server_changes_nothing(tmp_path: Path) -> None:
     (request,) = mixed_requests(1)
     with bench(tmp_path) as made:
@@ -169,6 +189,16 @@ def test_a_stream_goes_on_behind_what_its_client_has(tmp_path: Path) -> None:
         for beyond in ((99, 0, 0, 0), (-1, 0, 0, 0), (0,)):
             end = made.poll(request, had={request.id: beyond})[request.id].end
             assert isinstance(end, End) and end.code == "unknown_request"
+
+
+def test_what_a_client_submits_between_two_polls_is_told_in_the_second(tmp_path: Path) -> None:
+    slow, quick = ask("slow", 5, max_tokens=300), ask("quick", 5, max_tokens=2)
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(slow)
+        request_server.submit(made.requests, Submit(ask_of("quick", words_of(quick)), "listener"))
+        parts = request_server.poll(made.requests, Poll({"slow": (300,)}, 2.0, "listener"))
+        assert [part.id for part in parts] == ["quick"]
 
 
 def test_a_cancel_frees_the_engine_within_a_step(tmp_path: Path) -> None:
@@ -274,8 +304,8 @@ def test_a_full_disk_refuses_the_new_and_lets_the_running_go_on(tmp_path: Path) 
         made.node.run()
         made.submit(first)
         server = made.node._cells[made.requests].loop.server
-        assert isinstance(server, RequestServer) and server.journal is not None
-        disk, whole = server.journal.disk, type(server.journal.disk).write
+        assert isinstance(server, RequestServer)
+        disk, whole = server.outbox.journal.disk, type(server.outbox.journal.disk).write
         disk.write = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # type: ignore[method-assign]
         with pytest.raises(JournalFailing, match="No space left"):
             made.submit(second)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from actors import model_server, request_server, sys
 from actors.exits import CallFailed
 from actors.node import whereis
+from actors.request_stats import RequestServerStats
 from actors.system_config import SystemConfig
 from actors.tree import TreeNode
 from deploy.http.backend import Process, Stats
@@ -60,7 +61,7 @@ def view_of(config: SystemConfig, before: View) -> View:
     )
 
 
-def why_not(partitions: list[request_server.RequestServerStats], failures: list[str]) -> str | None:
+def why_not(partitions: list[RequestServerStats], failures: list[str]) -> str | None:
     """Why nothing can be served now."""
     if failures:
         return failures[0]
