@@ -9,7 +9,8 @@ It holds nothing: the requests are with the request servers, and another handle 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -18,11 +19,14 @@ from actors.genserver import GenServer, NoReply, Stop
 from actors.node import enter, send_after
 from actors.process import RayNode
 from actors.public_actor import is_published, publish, withdraw
+from actors.refusals import Overloaded
 from actors.system_config import HANDLE, SystemConfig
 from engine.completion import Piece
 from engine.refusal import Refusal
 
 PING_SECONDS = 1.0
+SETTLE_SECONDS = 0.02  # between two looks whether all is answered
+PARTING_SECONDS = 1.0  # that answers may take to leave when the system ends
 
 
 class Handle:
@@ -31,48 +35,57 @@ class Handle:
     def __init__(self, num_partitions: int) -> None:
         enter(RayNode())
         self.client = Client(num_partitions)
+        self.num_open = 0  # calls that are not answered yet
 
     async def ping(self) -> bool:
         return True
 
+    async def settle(self) -> None:
+        """Come back when every call has its answer."""
+        while self.num_open:
+            await asyncio.sleep(SETTLE_SECONDS)
+
     async def generate(self, **words: Any) -> dict[str, Any]:
         """One whole answer: id, text, tokens, finish_reason, usage."""
-        try:
+        with self._answering():
             return (await self.client.generate_async(**words)).to_dict()
-        except Refusal as refusal:
-            raise plain(refusal) from None
 
     async def stream(self, **words: Any) -> AsyncIterator[dict[str, Any]]:
         """What is new, piece by piece: id, position, text, tokens, and finish_reason in the last of each choice."""
-        try:
+        with self._answering():
             stream = await self.client.stream_async(**words)
             async for pieces in stream.bursts():
                 for piece in pieces:
                     yield piece_dict(stream.id, piece, words.get("n") or 1)
-        except Refusal as refusal:
-            raise plain(refusal) from None
 
     async def batch(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Many answers, in order."""
-        try:
+        with self._answering():
             return [answer.to_dict() for answer in await self.client.batched_run_async([*map(dict, requests)])]
-        except Refusal as refusal:
-            raise plain(refusal) from None
 
     async def cancel(self, id: str) -> bool:
         """End a request; False if it had ended already."""
-        try:
+        with self._answering():
             return await self.client.cancel_async(id)
-        except Refusal as refusal:
-            raise plain(refusal) from None
 
     async def stats(self) -> list[dict[str, Any]]:
         """One dict a partition."""
         return [asdict(found) for found in await asyncio.to_thread(self.client.stats)]
 
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        self.num_open += 1
+        try:
+            yield
+        except Refusal as refusal:
+            raise plain(refusal) from None
+        finally:
+            self.num_open -= 1
+
 
 def plain(refusal: Refusal) -> ValueError:
-    return ValueError(f"{refusal.code}: {refusal.message}")
+    later = f"; come back in {refusal.retry_after_seconds:.1f} s" if isinstance(refusal, Overloaded) else ""
+    return ValueError(f"{refusal.code}: {refusal.message}{later}")
 
 
 def piece_dict(request_id: str, piece: Piece, num_choices: int) -> dict[str, Any]:
@@ -109,4 +122,4 @@ class HandleKeeper(GenServer):
         return NoReply()
 
     def terminate(self, reason: object) -> None:
-        withdraw(HANDLE)
+        withdraw(HANDLE, PARTING_SECONDS)

@@ -21,6 +21,7 @@ from actors.journal_records import Damage, frame, scan
 from actors.refusals import JournalFailing
 
 Level = Literal["kill-safe", "power-safe"]
+LOCK = "journal.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,12 @@ class Recovered:
 
     records: tuple[Any, ...]
     damage: Damage | None
+
+
+def check_free(directory: Path) -> None:
+    """JournalTaken if somebody owns the journal there."""
+    if directory.is_dir():
+        Disk().close(lock(directory / LOCK))
 
 
 class Journal:
@@ -43,7 +50,7 @@ class Journal:
         self.num_compacted_bytes = 0  # of them, those that the last compaction wrote
         self.failure: str | None = None  # why nothing can be appended
         self._pending: list[bytes] = []
-        self._lock = lock(directory / "journal.lock")
+        self._lock = lock(directory / LOCK)
         try:
             self._file = self.disk.open(self.path)
         except BaseException:

@@ -1,5 +1,6 @@
 """PublicActor: a plain Ray actor under a name of its own, for programs that know only Ray. Ray never restarts it."""
 
+from contextlib import suppress
 from typing import Any
 
 from actors import process
@@ -31,8 +32,13 @@ def is_published(name: str) -> bool:
         return True  # slow is not dead
 
 
-def withdraw(name: str) -> None:
+def withdraw(name: str, parting_seconds: float = 0.0) -> None:
+    """End it; with some time for its `settle`, in which it gives the answers that it owes."""
     try:
-        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        actor = ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return  # it is not there
+    if parting_seconds:
+        with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            ray.get(actor.settle.remote(), timeout=parting_seconds)
+    ray.kill(actor)

@@ -1,20 +1,25 @@
 """System: to start one, to find one, to end one. What `genserve.start` and `genserve.connect` are made of."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
-from actors import process
+from actors import finding, process
 from actors.client import Client, find_client
-from actors.exits import SHUTDOWN, Reason
+from actors.exits import NOPROC, CallFailed, Reason
+from actors.journal import check_free
 from actors.model_loading import ModelChoice
 from actors.node import here, join, whereis
-from actors.refusals import Unavailable
+from actors.refusals import JournalTaken, Unavailable
+from actors.supervisor import child_spec_of
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import start_root, status, stop_root
 from engine.engine import EngineOptions
 
-__all__ = ["connect", "start", "status", "stay", "stop"]
+__all__ = ["connect", "running_config", "start", "status", "stay", "stop"]
+ANSWER_SECONDS = 5.0
+DYING_SECONDS = 3.0  # that the processes of a Ray may outlive it
 
 
 def start(
@@ -40,22 +45,48 @@ def start(
 def start_system(config: SystemConfig, *, address: str | None = None, wait_seconds: float | None = 300.0) -> Client:
     """Start exactly this system."""
     if not is_connected():
-        process.connect(address)
+        if address is None:
+            wait_for_journals(config)
+            process.connect()
+        else:
+            finding.join(address, must_be_closed=True)
     start_root(config)
+    finding.note()
     client = Client(config.partitions)
     if wait_seconds is not None:
         client.wait_until_ready(wait_seconds)
     return client
 
 
+def wait_for_journals(config: SystemConfig) -> None:
+    """JournalTaken if another system keeps its requests there, and is not just dying."""
+    until = time.monotonic() + DYING_SECONDS
+    for number in range(config.partitions):
+        while True:
+            try:
+                check_free(config.journal_directory(number))
+                break
+            except JournalTaken:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.1)
+
+
 def connect(address: str = "auto", tenant: str = "") -> Client:
     """A client of the system that runs; Unavailable if there is none."""
     if not is_connected():
-        try:
-            process.connect(address)
-        except ConnectionError:
-            raise Unavailable("no Ray is running here") from None
+        finding.join(address)
     return find_client(tenant=tenant)
+
+
+def running_config() -> SystemConfig:
+    """What the system that runs here was made from, read off its first request server's spec."""
+    try:
+        requests = child_spec_of(ROOT, "requests", ANSWER_SECONDS)
+    except CallFailed as trouble:
+        raise Unavailable(f"the system does not answer: {trouble}") from None
+    config: SystemConfig = requests.start[2][0].start[1]
+    return config
 
 
 def stop() -> bool:
@@ -64,11 +95,14 @@ def stop() -> bool:
 
 
 def stay(config: SystemConfig) -> Reason:
-    """Wait for as long as the system is wanted, and bring its root back whenever it is killed. For the foreground."""
+    """Wait for as long as the system is wanted, and bring its root back whenever it is killed. For the foreground.
+
+    Returns STOPPED after a stop, and another reason where the root gave up.
+    """
     while True:
         root = whereis(ROOT)
         if root is None:
-            return SHUTDOWN
+            return NOPROC
         reason = join(root)
         if reason == "killed":
             start_root(config)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.child import ChildInfo
-from actors.exits import SHUTDOWN, AlreadyStarted, CallFailed, Reason
+from actors.exits import AlreadyStarted, CallFailed, Reason
 from actors.genserver import Continue, NoReply, Started, Stop
 from actors.messages import Forgive
 from actors.node import spawn, whereis
@@ -29,6 +29,8 @@ from actors.sys import stop
 from actors.system_config import ROOT, SystemConfig
 
 STOP_SECONDS = 20.0
+STOPPED: Reason = ("shutdown", "stopped")  # of a root that was meant to end; one that gives up says "shutdown"
+ANSWER_SECONDS = 2.0  # of a supervisor that is asked for its children
 
 
 class SteadySupervisor(Supervisor):
@@ -123,7 +125,7 @@ def stop_root() -> bool:
     root = whereis(ROOT)
     if root is None:
         return False
-    stop(root, SHUTDOWN, STOP_SECONDS)
+    stop(root, STOPPED, STOP_SECONDS)
     return True
 
 
@@ -159,9 +161,9 @@ def status() -> TreeNode | None:
 
 def children_of(supervisor: Pid) -> tuple[TreeNode, ...]:
     try:
-        return tuple(node_of(info) for info in which_children(supervisor))
+        return tuple(node_of(info) for info in which_children(supervisor, ANSWER_SECONDS))
     except CallFailed:
-        return ()
+        return ()  # it died, or is busy with a child
 
 
 def node_of(info: ChildInfo) -> TreeNode:

@@ -3,7 +3,7 @@
 import argparse
 
 from actors import chaos
-from actors.system import connect
+from deploy.cli.running import running_client
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    connect(arguments.address)
+    if running_client(arguments.address) is None:
+        return 1
     print(f"killed {chaos.kill(arguments.part, arguments.number)}")
     return 0

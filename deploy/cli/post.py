@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from deploy.cli.posts import OnPosts, write_posts
+from deploy.cli.posts import OnPosts, Writer, write_posts
 from deploy.cli.progress import shown_progress
 from deploy.inline import Generation
 from engine.engine import EngineOptions
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", default="1", help="how many posts, or a prompt")
     parser.add_argument("-n", type=int, help="how many posts, where the argument is a prompt")
     parser.add_argument("--model", default="smollm2", help="a directory, a .gguf file, a hub id or a short name")
-    parser.add_argument("--adapter", metavar="PATH[:scale]", help="a LoRA adapter, of mlx_lm or PEFT")
+    parser.add_argument(
+        "--adapter", metavar="PATH[:scale]", help="a LoRA adapter, of mlx_lm or PEFT; its name with --connect"
+    )
     parser.add_argument("--system", help="a system prompt")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--top-p", type=float, default=0.95)
@@ -40,12 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-chars", type=int, default=300, help="cut at a sentence's end (default: 300)")
     parser.add_argument("--seed", type=int, help="for the same posts again")
     parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.add_argument("--connect", action="store_true", help="use the system that runs, and its model")
+    parser.add_argument("--address", default="auto", help="the Ray that it runs on")
 
 
 def run(arguments: argparse.Namespace) -> int:
     count, prompt = wanted(arguments.what, arguments.n)
     check_integer("max-chars", arguments.max_chars, 1, 1_000_000)
-    serving, adapter = prepare(arguments, prompt, count)
+    serving, adapter = connected(arguments) if arguments.connect else prepare(arguments, prompt, count)
     console = Console(highlight=False)
     is_live = console.is_terminal and not arguments.json
     with shown_posts(console, is_live) as show:
@@ -70,7 +74,7 @@ def wanted(what: str, count: int | None) -> tuple[int, str]:
     return count, prompt
 
 
-def prepare(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Generation, str | None]:
+def prepare(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Writer, str | None]:
     """The serving that the arguments ask for, and the name of its adapter."""
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress)
@@ -82,6 +86,14 @@ def prepare(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Gen
         num_tokens = len(prompt_tokens(tokenizer, prompt, system=arguments.system)) + max(1, arguments.max_tokens)
         options = EngineOptions(max_sequences=count, max_context=num_tokens)  # no more memory than this is touched
         return Generation(model, tokenizer, adapters, options), next(iter(adapters), None)
+
+
+def connected(arguments: argparse.Namespace) -> tuple[Writer, str | None]:
+    """The system that runs; an adapter goes by the name that it has there."""
+    from actors.system import connect  # Ray takes a second to import, and most posts need none
+    from deploy.cli.running import RunningGeneration
+
+    return RunningGeneration(connect(arguments.address)), arguments.adapter
 
 
 def adapter_and_scale(text: str) -> tuple[str, float | None]:

@@ -1,12 +1,12 @@
 """Posts: short texts that one batch writes side by side, cut where a sentence ends. Knows no terminal."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from deploy.inline import Generation
 from engine.completion import Piece
+from loaders.prompt import Prompt
 
 MAX_ATTEMPTS = 4  # for a post that comes out empty
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)")
@@ -50,8 +50,15 @@ class Post:
 OnPosts = Callable[[Sequence[Post]], None]
 
 
+class Writer(Protocol):
+    """A model in this process, or a system that runs."""
+
+    def prompt_tokens(self, prompt: Prompt, *, system: str | None = None) -> tuple[int, ...]: ...
+    def stream(self, prompt: Prompt, **words: Any) -> Iterator[Piece]: ...
+
+
 def write_posts(
-    serving: Generation, prompt: str, count: int, words: dict[str, Any], max_chars: int, on_posts: OnPosts
+    serving: Writer, prompt: str, count: int, words: dict[str, Any], max_chars: int, on_posts: OnPosts
 ) -> list[Post]:
     """So many posts from one batch; those that come out empty are tried again, a few times."""
     prompt_tokens = len(serving.prompt_tokens(prompt, system=words.get("system")))

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -10,6 +11,7 @@ from actors.client import Client
 from actors.model_loading import ModelChoice
 from actors.system import default_directory, start_system, stay, stop
 from actors.system_config import SystemConfig
+from actors.tree import STOPPED
 from deploy.cli.progress import errors, shown_progress
 from deploy.http.door import DoorConfig, door_spec
 from deploy.http.inline_model import inline_model
@@ -52,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.inline:
         return run_inline(arguments)
     config = config_of(arguments)
+    if arguments.address is None:
+        check_port(arguments.host, arguments.port)
     with errors.status("starting"):
         client = start_system(config, address=arguments.address)
     # Only now, for Ray sets its own; SIGINT too, for a shell's background jobs start with it ignored.
@@ -60,10 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
     errors.print(f"genserve is running: http://{arguments.host}:{arguments.port}", highlight=False)
     errors.print("Ctrl-C ends it when all answers are given; a second one ends it at once.")
     try:
-        stay(config)
+        reason = stay(config)
     except KeyboardInterrupt:
         end(client)
-    return 0
+        return 0
+    if reason != STOPPED:
+        errors.print(
+            f"genserve: the system gave up: {reason}; its children's deaths are in Ray's logs", highlight=False
+        )
+    return int(reason != STOPPED)
 
 
 def run_inline(arguments: argparse.Namespace) -> int:
@@ -98,6 +107,14 @@ def end(client: Client) -> None:
 
 def as_interrupt(signal_number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def check_port(host: str, port: int) -> None:
+    """Said before anything is started: the door itself would find out again and again."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as trouble:
+        raise BadRequest(f"port {port} of {host} cannot be had ({trouble.strerror}); give another", "port") from None
 
 
 def config_of(arguments: argparse.Namespace) -> SystemConfig:

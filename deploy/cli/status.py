@@ -2,35 +2,62 @@
 
 import argparse
 import json
+import sys
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.tree import Tree
 
+from actors import model_server, request_server
+from actors.chaos import PLACES, process_id_of
+from actors.exits import CallFailed
+from actors.pid import Pid
+from actors.refusals import Unavailable
 from actors.system import connect, status
-from engine.refusal import Refusal
+
+ANSWER_SECONDS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="nested objects, one a process; null if nothing runs")
     parser.add_argument("--address", default="auto", help="the Ray that it runs on")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    console = Console(highlight=False)
     try:
         connect(arguments.address)
         root = status()
-    except Refusal:
-        root = None
-    if root is None:
-        print(json.dumps(None) if arguments.json else "nothing runs")
-        return 1
+        reason = "no system is running here"
+    except Unavailable as refusal:
+        root, reason = None, refusal.message
     if arguments.json:
-        print(json.dumps(root.to_dict()))
+        print(json.dumps(None if root is None else looked_at(root.to_dict())))
+    elif root is None:
+        print(f"genserve: nothing runs: {reason}", file=sys.stderr)
     else:
-        console.print(drawn(root.to_dict()))
-    return 0
+        Console(highlight=False).print(drawn(looked_at(root.to_dict())))
+    return 0 if root is not None else 1
+
+
+def looked_at(node: dict[str, Any]) -> dict[str, Any]:
+    """A node of the tree with the number of its process on this machine, and what it says of its work."""
+    pid = None if node["pid"] is None else Pid.parse(node["pid"])
+    children = [looked_at(child) for child in node["children"]]
+    process_id, stats = (None, None) if pid is None else (process_id_of(pid), stats_of(pid))
+    return {**node, "process_id": process_id, "stats": stats, "children": children}
+
+
+def stats_of(pid: Pid) -> dict[str, Any] | None:
+    """What a request server or a model server does; None of others, and of one that does not answer."""
+    try:
+        if pid.name.startswith(PLACES["request"]):
+            return asdict(request_server.stats(pid, ANSWER_SECONDS))
+        if pid.name.startswith(PLACES["model"]):
+            return asdict(model_server.stats(pid, ANSWER_SECONDS))
+    except CallFailed:
+        pass
+    return None
 
 
 def drawn(node: dict[str, Any]) -> Tree:
@@ -42,4 +69,17 @@ def drawn(node: dict[str, Any]) -> Tree:
 
 def label(node: dict[str, Any]) -> str:
     restarts = "" if not node["restarts"] else f"  restarted {node['restarts']} times, last: {node['last_reason']}"
-    return f"[bold]{node['id']}[/bold]  {node['state']}  [dim]{node['pid'] or ''}[/dim]{restarts}"
+    doing = "" if node["stats"] is None else f"  [dim]{doing_of(node['stats'])}[/dim]"
+    process = "" if node["process_id"] is None else f", process {node['process_id']}"
+    return f"[bold]{node['id']}[/bold]  {node['state']}  [dim]{node['pid'] or ''}{process}[/dim]{restarts}{doing}"
+
+
+def doing_of(stats: dict[str, Any]) -> str:
+    """One line: the queue of a request server, or the occupancy of a model server."""
+    if "owed_tokens" in stats:
+        waiting = stats["num_living"] - stats["num_on_board"]
+        return f"{stats['num_on_board']} running, {waiting} waiting, {stats['owed_tokens']} tokens to do"
+    engine = stats["engine"]
+    if engine is None:
+        return "loading"
+    return f"{engine['num_running']} rows, {engine['used_blocks']} of {engine['num_blocks']} blocks in use"

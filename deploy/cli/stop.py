@@ -2,7 +2,8 @@
 
 import argparse
 
-from actors.system import connect, stop
+from actors.system import stop
+from deploy.cli.running import running_client
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    client = connect(arguments.address)
+    client = running_client(arguments.address)
+    if client is None:
+        return 1
     if not arguments.now:
         client.drain()
     stop()

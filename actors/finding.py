@@ -1,0 +1,133 @@
+"""Finding: the Ray on which our system runs, among all that live on this machine, or did. Waits for none of them long.
+
+Ray's own "auto" takes the one that was started last, or any whose processes it sees, and waits most of a minute where
+that has died. Here each is greeted first, as HTTP/2 greets, and one that keeps silent is passed over. Of those that
+answer, the first that knows our root supervisor is ours; whoever starts a system leaves a note, so the last one started
+comes first.
+"""
+
+import os
+import socket
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from actors import process
+from actors.process import NAMESPACE
+from actors.refusals import Unavailable
+from actors.system_config import ROOT
+
+ANSWER_SECONDS = 1.0
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and our settings: none
+SETTINGS = 4  # the type of the frame with which a server greets
+AUTH_MODE = "RAY_AUTH_MODE"
+ray: Any = vars(process)["ray"]  # `actors/process.py` is the one file that imports it
+
+
+def join(address: str, *, must_be_closed: bool = False) -> None:
+    """Connect to the Ray at an address, or at "auto" to the one that is ours; Unavailable says why not."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    is_signed = use_token()  # Ray itself looks for one only where it finds the address by itself
+    found = address if "://" in address else find_ray(address)
+    if must_be_closed and not is_signed:
+        check_loopback(found)
+    try:
+        process.connect(found)
+    except ConnectionError:
+        raise Unavailable(f"no Ray answers at {found}") from None
+    except RuntimeError as trouble:
+        if "Version mismatch" not in str(trouble):
+            raise
+        raise Unavailable(f"another version of Ray or Python runs at {found}") from None
+
+
+def find_ray(address: str) -> str:
+    """Where to connect. If no Ray has a system of ours, the likeliest one: somebody may mean to start one there."""
+    candidates = known_rays() if address == "auto" else [address]
+    living = list(filter(answers, candidates))
+    for candidate in set(candidates).difference(living):
+        forget(candidate)
+    if not living:
+        raise Unavailable("no Ray is running here" if address == "auto" else f"no Ray answers at {address}")
+    ours = [candidate for candidate in living if has_system(candidate)] if len(living) > 1 else []
+    return (ours or living)[0]
+
+
+def known_rays() -> list[str]:
+    """The addresses of Rays on this machine, the likeliest first; some may have died."""
+    services = ray._private.services
+    found = (*noted(), services.find_bootstrap_address(None), *sorted(services.find_gcs_addresses()))
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def notes() -> Path:
+    return Path.home() / ".genserve" / "running"
+
+
+def noted() -> list[str]:
+    """Where this user started systems, the last one first."""
+    with suppress(OSError):
+        files = sorted(notes().iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
+        return [file.name for file in files]
+    return []
+
+
+def note() -> None:
+    """Leave word that a system was started on the Ray that we are on."""
+    with suppress(OSError):  # a home that cannot be written costs a longer search
+        notes().mkdir(parents=True, exist_ok=True)
+        (notes() / ray.get_runtime_context().gcs_address).touch()
+
+
+def forget(address: str) -> None:
+    """Remove the note of a Ray that has died."""
+    with suppress(OSError):
+        (notes() / Path(address).name).unlink()
+
+
+def answers(address: str) -> bool:
+    """Whether a control store lives there: neither dead nor stopped, nor something else."""
+    host, _, port = address.rpartition(":")
+    with (
+        suppress(OSError, ValueError, OverflowError),
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection,
+    ):
+        connection.sendall(GREETING)
+        return connection.recv(9)[3:4] == bytes([SETTINGS])
+    return False
+
+
+def has_system(address: str) -> bool:
+    """Whether our root supervisor was ever started on the Ray that answers there."""
+    errors = ray.exceptions
+    try:
+        store = ray._raylet.GcsClient(address=address)
+        return bool(store.internal_kv_keys(f"{ROOT}/".encode(), NAMESPACE.encode(), timeout=ANSWER_SECONDS))
+    except (errors.RpcError, errors.AuthenticationError):
+        return False  # it is somebody else's
+
+
+def use_token() -> bool:
+    """Whether Ray's ports take only what bears a token; where nobody has said, whether this user has one."""
+    tokens = ray._private.authentication.authentication_token_setup
+    if AUTH_MODE not in os.environ and tokens.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        tokens._enable_token_auth()
+    return os.environ.get(AUTH_MODE, "").lower() == "token"
+
+
+def check_loopback(address: str) -> None:
+    """Refuse to start anything on a Ray that strangers reach and that asks nobody for a token."""
+    host = address.rpartition(":")[0].rpartition("://")[2].strip("[]")
+    if not is_loopback(host):
+        raise Unavailable(
+            f"the Ray at {address} is not on loopback and there is no token for it, so whoever reaches it could run "
+            "code there: `ray get-auth-token --generate`, and start it with RAY_AUTH_MODE=token"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
