@@ -1,164 +1,122 @@
 """SIGKILLs under load: every answer is compared, token by token, with that of an engine which nobody disturbed.
 
-    python -m benchmarks.chaos --kills 500 --requests 20000 --parts model
-    python -m benchmarks.chaos --kills 100 --parts model request supervisor pair
-    python -m benchmarks.chaos --kills 20 --model smollm2 --spares 1
+    python -m benchmarks.chaos --kills 500 --requests 20000 --tokens 12 [--minutes 7 --record FILE]    # in pieces
+    python -m benchmarks.chaos --kills 100 --parts request supervisor pair
+    python -m benchmarks.chaos --kills 20 --model smollm2 --streams 1 [--spares 1]       # how long the pause is
 
-Streams of every kind are kept open (greedy, seeded, four choices, stop strings, logprobs, penalties, two adapters). A
-zero is printed with the largest rate that it leaves possible at 95 %: three divided by the sample.
+32 streams of every kind are kept open: greedy, seeded, four choices, stop strings, logprobs, penalties, two adapters.
+With --record the counts are added to a file, and the sums over all runs that are in it are printed as well.
 """
 
 import argparse
 import json
 import random
 import tempfile
-import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors import chaos, process, system
-from actors.client import Client
-from actors.model_loading import ModelChoice
+from actors import chaos, model_server, process, sys, system
+from actors.envelope import Down
+from actors.exits import CallFailed
 from actors.node import whereis
 from actors.progress import glance, progress_path
-from actors.refusals import Overloaded
 from actors.system_config import ROOT, SystemConfig
-from engine.engine import Engine, EngineOptions
-from engine.request import Request
-from engine.sequence import seed_of
-from tests.engines import Answer, serve
-from tests.serving import make_engine, mixed_requests, read_adapter, tiny_choice, words_of
+from benchmarks.streams import Load, bound, choice_of, requests_of_every_kind, spread, undisturbed
 
 NUM_DISTINCT = 200  # requests, asked again and again under new ids
+PARTS = ("model", "request", "supervisor", "pair")
 
 
-@dataclass
-class Findings:
-    """What the readers saw. Guarded by its lock."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    last_token_at: float = 0.0
-    tokens: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def saw(self, num_tokens: int) -> None:
-        with self.lock:
-            self.tokens += num_tokens
-            self.last_token_at = time.monotonic()
-
-    def judge(self, name: str, answer: Answer, expected: Answer) -> None:
-        with self.lock:
-            self.counts["requests"] += 1
-            if (answer.choices, answer.reasons) == (expected.choices, expected.reasons):
-                return
-            self.counts["different"] += 1
-            self.wrong.append(name)
-
-    def failed(self, name: str, failure: Exception) -> None:
-        with self.lock:
-            self.counts["requests"] += 1
-            self.counts["lost"] += 1
-            self.wrong.append(f"{name}: {failure!r}")
-
-
-class Load:
-    """So many streams, always open, until it is told to finish."""
-
-    def __init__(self, client: Client, expected: dict[str, Answer], requests: list[Request], streams: int) -> None:
-        self.client = client
-        self.expected = expected
-        self.requests = requests
-        self.findings = Findings()
-        self.is_over = threading.Event()
-        self._numbers = iter(range(10**9))
-        self._threads = [threading.Thread(target=self.read, daemon=True) for _ in range(streams)]
-        for thread in self._threads:
-            thread.start()
-
-    def read(self) -> None:
-        while not self.is_over.is_set():
-            with self.findings.lock:
-                number = next(self._numbers)
-            request = self.requests[number % len(self.requests)]
-            name = f"{request.id}/{number}"
-            try:
-                self.findings.judge(name, self.read_one(name, request), self.expected[request.id])
-            except Overloaded as refusal:
-                time.sleep(refusal.retry_after_seconds)
-            except Exception as failure:
-                self.findings.failed(name, failure)
-
-    def read_one(self, name: str, request: Request) -> Answer:
-        answer = Answer()
-        for piece in self.client.stream(id=name, **words_of(request)):
-            tokens = answer.choices.setdefault(piece.choice, [])
-            if piece.position != len(tokens):
-                raise AssertionError(f"position {piece.position} where {len(tokens)} was next")
-            tokens += piece.tokens
-            self.findings.saw(len(piece.tokens))
-            if piece.finish_reason is not None:
-                answer.reasons[piece.choice] = piece.finish_reason
-        return answer
-
-    def finish(self, seconds: float) -> int:
-        """Open nothing new, and wait; how many streams never ended."""
-        self.is_over.set()
-        until = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        return sum(thread.is_alive() for thread in self._threads)
-
-
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Gap:
-    """One kill: from the signal to the next token that any client saw, and to a model server that is ready."""
+    """One kill: how long no client saw a token, and with one stream and a dead model server, what passed meanwhile."""
 
     part: str
-    next_token: float
+    seconds: float
+    stages: dict[str, float]
 
 
-def strike(part: str, number: int) -> str:
+def strike(part: str, number: int) -> None:
     """Kill one of them, or two at once."""
-    parts = random.sample(["model", "request", "supervisor"], 2) if part == "pair" else [part]
-    for each in parts:
-        wait_for(lambda each=each: bool(chaos.parts(each)))
-    return " and ".join(str(chaos.kill(each, number)) for each in parts)  # type: ignore[arg-type]
+    victims: list[Any] = random.sample(PARTS[:3], 2) if part == "pair" else [part]
+    for victim in victims:
+        wait_for(lambda victim=victim: bool(chaos.parts(victim)))
+    for victim in victims:
+        chaos.kill(victim, number)
 
 
-def storm(load: Load, config: SystemConfig, parts: list[str], kills: int, calm_seconds: float) -> list[Gap]:
+def storm(load: Load, config: SystemConfig, part: str, kills: int, calm_seconds: float, until: float) -> list[Gap]:
     """One kill after the other, each at a random moment after the one before was got over."""
     gaps: list[Gap] = []
     for number in range(kills):
+        if time.monotonic() > until:
+            break
+        wait_for(lambda: is_whole(config))
         time.sleep(random.uniform(0.0, calm_seconds))
-        part = parts[number % len(parts)]
-        wait_for(lambda: is_ready(config) and is_whole(config))
+        if part == "model":
+            watch_the_watchers(config)
         began = time.monotonic()
         strike(part, number)
-        wait_for(lambda began=began: load.findings.last_token_at > began + 0.05)
-        gaps.append(Gap(part, load.findings.last_token_at - began))
+        wait_for(lambda: is_whole(config))
+        whole = time.monotonic()
+        wait_for(lambda whole=whole: bool(load.findings.arrivals) and load.findings.arrivals[-1] > whole)
+        silence = load.findings.silence_after(began)
+        assert silence is not None
+        stages = stages_of(config, began, silence[1]) if part == "model" else {}
+        gaps.append(Gap(part, silence[1] - began, stages))
     return gaps
 
 
-def is_ready(config: SystemConfig) -> bool:
-    for name in config.model_names:
-        pid = whereis(name)
-        seen = None if pid is None else glance(progress_path(Path(config.directory), str(pid)))
-        if seen is not None and seen.is_ready:
-            return True
-    return False
+def watch_the_watchers(config: SystemConfig) -> None:
+    """Have those who are told of a model server's death remember when."""
+    for name in (config.models_supervisor, *config.partition_names):
+        sys.trace(name, 5000 if name == config.models_supervisor else 20_000)
+
+
+def stages_of(config: SystemConfig, began: float, seen: float) -> dict[str, float]:
+    """The parts of a pause. With a warm spare nothing is spawned or loaded in it."""
+    try:
+        noticed = min(moment for name in config.partition_names for moment in downs(name) if moment > began)
+        if config.spares:
+            return {"noticed": noticed - began, "re-prefilled": seen - noticed}
+        noticed = min(moment for moment in downs(config.models_supervisor) if moment > began)
+        (name,) = config.model_names
+        found = model_server.stats(name, 10.0)
+    except (CallFailed, ValueError):
+        return {}
+    ready = found.born_at + found.load_seconds
+    return {
+        "noticed": noticed - began,
+        "spawned": found.born_at - noticed,
+        "loaded": found.load_seconds,
+        "re-prefilled": seen - ready,
+    }
+
+
+def downs(name: str) -> list[float]:
+    return [event.at for event in sys.traced(name, 10.0) if isinstance(event.content, Down)]
 
 
 def is_whole(config: SystemConfig) -> bool:
-    """Whether every process of the tree is there."""
-    names = (ROOT, f"{ROOT}.models", f"{ROOT}.requests", *config.model_names, *config.partition_names)
-    return all(whereis(name) is not None for name in names)
+    """Whether every process of the tree is there, and every model server has its model."""
+    names = (ROOT, f"{ROOT}.models", f"{ROOT}.requests", *config.partition_names)
+    return all(whereis(name) is not None for name in names) and all(map(has_model(config), config.model_names))
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
+def has_model(config: SystemConfig) -> Callable[[str], bool]:
+    def check(name: str) -> bool:
+        pid = whereis(name)
+        seen = None if pid is None else glance(progress_path(Path(config.directory), str(pid)))
+        return seen is not None and seen.is_ready
+
+    return check
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
@@ -167,113 +125,95 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def undisturbed(engine: Engine, choice: ModelChoice, requests: list[Request]) -> dict[str, Answer]:
-    for name, path in choice.adapters:
-        engine.attach(name, read_adapter(path, engine.model))
-    answers: dict[str, Answer] = {}
-    for start in range(0, len(requests), 32):
-        answers |= serve(engine, requests[start : start + 32])
-    return answers
+def lives(config: SystemConfig) -> int:
+    """Of model servers, all in all."""
+    wait_for(lambda: is_whole(config))
+    return sum(pid.epoch for name in config.model_names if (pid := whereis(name)) is not None)
 
 
-def choice_of(model: str, directory: Path) -> ModelChoice:
-    if model == "tiny":
-        return tiny_choice(directory)
-    options = EngineOptions(cache_bytes=256 << 20)
-    adapters = (("red", "1"), ("blue", "2"))
-    return ModelChoice(model, options, adapters, read_adapter="tests.serving:read_adapter")
+def run(args: argparse.Namespace, directory: Path) -> tuple[Counter[str], list[Gap], list[str]]:
+    choice = choice_of(args.model, directory)
+    requests = requests_of_every_kind(NUM_DISTINCT, args.tokens)
+    expected = undisturbed(choice, requests)
+    places = {"partitions": args.partitions, "spares": args.spares}
+    config = SystemConfig(choice, str(directory / "state"), max_restarts=10**6, **places)
+    client = system.start_system(config)
+    load = Load(client, expected, requests, args.streams)
+    wait_for(lambda: load.findings.counts["tokens"] > 0)
+    gaps: list[Gap] = []
+    counts: Counter[str] = Counter()
+    until = time.monotonic() + 60 * args.minutes
+    for part in args.parts:
+        before = lives(config)
+        found = storm(load, config, part, args.kills, args.calm, until)
+        counts[f"kills of {part}"] = len(found)
+        counts[f"models loaded for kills of {part}"] = lives(config) - before
+        gaps += found
+    wait_for(lambda: load.findings.counts["requests"] >= args.requests or time.monotonic() > until, 86400.0)
+    load.finish(120.0)
+    for found in client.stats():
+        counts.update({name: found.counts[name] for name in ("stale_events", "duplicate_events", "gaps", "poisoned")})
+    client.close()
+    system.stop()
+    return counts + load.findings.counts, gaps, load.findings.wrong
 
 
-def seeded(request: Request) -> Request:
-    """With the seed that its id gives it, so that it may be asked under any id."""
-    return replace(request, sampling=replace(request.sampling, seed=seed_of(request)))
-
-
-def quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
-
-
-def bound(found: int, sample: int) -> str:
-    return f"{found} of {sample}" + (f" (95 %: below {3 / sample:.1e})" if not found and sample else "")
-
-
-def report(load: Load, gaps: list[Gap], stuck: int, counts: Counter[str], loads: dict[str, int]) -> dict[str, Any]:
-    findings = load.findings
+def report(counts: Counter[str]) -> dict[str, Any]:
     told: dict[str, Any] = {
-        "kills": len(gaps),
-        "requests lost or never ended": bound(findings.counts["lost"] + stuck, findings.counts["requests"] + stuck),
-        "requests with other tokens": bound(findings.counts["different"], findings.counts["requests"]),
-        "tokens compared": findings.tokens,
+        name: number for name, number in counts.items() if name.startswith(("kills of", "models loaded"))
+    }
+    return told | {
+        "requests lost or never ended": bound(counts["lost"], counts["requests"]),
+        "requests with other tokens, text or end": bound(counts["different"], counts["requests"]),
+        "tokens compared": counts["tokens"],
         "stale events dropped": counts["stale_events"],
         "duplicates dropped": counts["duplicate_events"],
         "gaps in what model servers told": counts["gaps"],
         "falsely poisoned": counts["poisoned"],
-        "lives of the model server, by kind of kill": loads,
     }
+
+
+def pauses(gaps: list[Gap]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
     for part in dict.fromkeys(gap.part for gap in gaps):
-        seconds = [gap.next_token for gap in gaps if gap.part == part]
-        told[f"{part}: kill to next token, s"] = {
-            "p50": round(quantile(seconds, 0.5), 3),
-            "p99": round(quantile(seconds, 0.99), 3),
-            "worst": round(max(seconds), 3),
-        }
-    return told | ({"wrong": findings.wrong[:10]} if findings.wrong else {})
+        told[f"{part}: kill to next token, s"] = spread([gap.seconds for gap in gaps if gap.part == part])
+    for stage in dict.fromkeys(stage for gap in gaps for stage in gap.stages):
+        told[f"of it {stage}, s"] = spread([gap.stages[stage] for gap in gaps if stage in gap.stages])
+    return told
+
+
+def recorded(file: Path, counts: Counter[str]) -> tuple[int, Counter[str]]:
+    """Add a run to those on record: how many there are, and their sums."""
+    with file.open("a") as record:
+        record.write(json.dumps(counts) + "\n")
+    runs = [Counter(json.loads(line)) for line in file.read_text().splitlines()]
+    return len(runs), sum(runs, Counter())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="of each part")
     parser.add_argument("--requests", type=int, default=0, help="go on under load until so many are answered")
+    parser.add_argument("--minutes", type=float, default=600.0, help="go on for so long at most")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=60)
-    parser.add_argument("--parts", nargs="+", default=["model"], choices=["model", "request", "supervisor", "pair"])
+    parser.add_argument("--parts", nargs="+", default=["model"], choices=PARTS)
     parser.add_argument("--partitions", type=int, default=1)
     parser.add_argument("--spares", type=int, default=0)
     parser.add_argument("--calm", type=float, default=1.0, help="seconds between two kills, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path, help="a file that this run's counts are added to")
     args = parser.parse_args()
     random.seed(args.seed)
     process.connect()
     with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps(run(args, Path(directory)), indent=2))
+        counts, gaps, wrong = run(args, Path(directory))
     process.disconnect()
-
-
-def run(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    choice = choice_of(args.model, directory)
-    requests = [seeded(request) for request in mixed_requests(NUM_DISTINCT, args.tokens)]
-    from actors.model_loading import function_at
-
-    engine = make_engine(choice) if args.model == "tiny" else function_at(choice.make_engine)(choice)
-    expected = undisturbed(engine, choice, requests)
-    config = SystemConfig(
-        choice, str(directory / "state"), partitions=args.partitions, spares=args.spares, max_restarts=10**6
-    )
-    client = system.start_system(config)
-    load = Load(client, expected, requests, args.streams)
-    wait_for(lambda: load.findings.tokens > 0)
-    gaps: list[Gap] = []
-    loads: dict[str, int] = {}
-    for part in args.parts:
-        before = lives(config)
-        gaps += storm(load, config, [part], args.kills, args.calm)
-        loads[part] = lives(config) - before
-    wait_for(lambda: load.findings.counts["requests"] >= args.requests, 3600.0)
-    stuck = load.finish(120.0)
-    counts: Counter[str] = Counter()
-    for found in client.stats():
-        counts.update(found.counts)
-    told = report(load, gaps, stuck, counts, loads)
-    client.close()
-    system.stop()
-    return told
-
-
-def lives(config: SystemConfig) -> int:
-    wait_for(lambda: is_ready(config))
-    return sum(pid.epoch for name in config.model_names if (pid := whereis(name)) is not None)
+    print(json.dumps(report(counts) | pauses(gaps) | ({"wrong": wrong[:10]} if wrong else {}), indent=2))
+    if args.record is not None:
+        number, sums = recorded(args.record, counts)
+        print(f"the {number} runs in {args.record.name} together:", json.dumps(report(sums), indent=2))
 
 
 if __name__ == "__main__":
