@@ -16,6 +16,7 @@ from typing import Any
 from actors import process
 from actors.process import NAMESPACE
 from actors.refusals import Unavailable
+from actors.relay import relay
 from actors.system_config import ROOT
 
 ANSWER_SECONDS = 1.0
@@ -74,11 +75,15 @@ def noted() -> list[str]:
     return []
 
 
-def note() -> None:
-    """Leave word that a system was started on the Ray that we are on."""
+def be_found() -> None:
+    """Have other programs find the Ray that we are on: ours by a note, those that know only Ray by its address."""
+    address = ray.get_runtime_context().gcs_address
     with suppress(OSError):  # a home that cannot be written costs a longer search
         notes().mkdir(parents=True, exist_ok=True)
-        (notes() / ray.get_runtime_context().gcs_address).touch()
+        (notes() / address).touch()
+    outside = ray._private.services.node_ip_address_from_perspective()
+    if is_loopback(host_of(address)) and not is_loopback(outside):
+        relay(outside, int(address.rpartition(":")[2]))
 
 
 def forget(address: str) -> None:
@@ -119,12 +124,15 @@ def use_token() -> bool:
 
 def check_loopback(address: str) -> None:
     """Refuse to start anything on a Ray that strangers reach and that asks nobody for a token."""
-    host = address.rpartition(":")[0].rpartition("://")[2].strip("[]")
-    if not is_loopback(host):
+    if not is_loopback(host_of(address)):
         raise Unavailable(
             f"the Ray at {address} is not on loopback and there is no token for it, so whoever reaches it could run "
             "code there: `ray get-auth-token --generate`, and start it with RAY_AUTH_MODE=token"
         )
+
+
+def host_of(address: str) -> str:
+    return address.rpartition(":")[0].rpartition("://")[2].strip("[]")
 
 
 def is_loopback(host: str) -> bool:

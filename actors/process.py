@@ -49,6 +49,7 @@ NAMESPACE = "genserve"
 MAX_PENDING_CALLS = 10_000  # on one process, its monitors among them
 PING_SECONDS = 1.0
 KILL_SECONDS = 0.2
+LOOPBACK = ("127.", "localhost:", "[::1]:")
 DEAD = 4  # ActorTableData.ActorState of Ray's protocol
 UNREACHABLE_SECONDS = 0.1  # between two tries to watch a process that cannot be reached
 
@@ -67,6 +68,8 @@ def connect(address: str | None = None, *, include_dashboard: bool = False, **op
         _let_workers_import_us()
         _stay_on_loopback()
         settings = {"include_dashboard": include_dashboard, **settings}
+    elif address.startswith(LOOPBACK):
+        _stay_on_loopback()
     ray.init(address, **settings)
     worker.print_to_stdstream = _keep_quiet
     _outside.is_connected_by_us = True

@@ -51,7 +51,7 @@ def start_system(config: SystemConfig, *, address: str | None = None, wait_secon
         else:
             finding.join(address, must_be_closed=True)
     start_root(config)
-    finding.note()
+    finding.be_found()
     client = Client(config.partitions)
     if wait_seconds is not None:
         client.wait_until_ready(wait_seconds)
