@@ -12,9 +12,8 @@ from pathlib import Path
 from loaders.atomic_file import atomic_file
 from loaders.json_file import read_json
 
-Row = tuple[
-    str, str | None, str | None
-]  # its path, its version, and the path that was given under its name at the start
+Row = tuple[str | None, str | None, str | None]
+"""Its path, or None if it was unloaded; its version; and the path that was given under its name at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +36,22 @@ class AdapterBook:
 
     def read(self) -> dict[str, BookedAdapter]:
         """All that are known."""
-        loaded = {
-            name: BookedAdapter(path, version)
-            for name, (path, version, given) in self._rows()
-            if given == self.given.get(name)
-        }
-        return {name: BookedAdapter(path) for name, path in self.given.items()} | loaded
+        known = {name: BookedAdapter(path) for name, path in self.given.items()}
+        for name, (path, version, given) in self._rows():
+            if given != self.given.get(name):
+                continue
+            if path is None:
+                known.pop(name, None)
+            else:
+                known[name] = BookedAdapter(path, version)
+        return known
 
     def enter(self, name: str, adapter: BookedAdapter) -> None:
         self._write(dict(self._rows()) | {name: (adapter.path, adapter.version, self.given.get(name))})
 
     def strike(self, name: str) -> None:
-        self._write({known: row for known, row in self._rows() if known != name})
+        rows = {known: row for known, row in self._rows() if known != name}
+        self._write(rows | {name: (None, None, self.given[name])} if name in self.given else rows)
 
     def _rows(self) -> Iterable[tuple[str, Row]]:
         return read_json(self.path).items() if self.path.exists() else ()
