@@ -189,8 +189,15 @@ class Client:
         if not isinstance(ask.id, str) or not isinstance(num_choices, int) or not 0 < num_choices <= 4096:
             raise BadRequest("id must be a string and n a small number", "id")
         inbox = Inbox(ask.id, None if is_whole else (0,) * num_choices)
+        turnstile = self._line(ask.id).turnstile
+        if id is None:
+            turnstile.check(ask)
         line = self._line(ask.id).reading(inbox)
-        line.submit(Submit(ask, line.listener, is_whole), inbox)
+        try:
+            line.submit(Submit(ask, line.listener, is_whole), inbox)
+        except Overloaded as refusal:
+            turnstile.close(ask, refusal)
+            raise
         return line, inbox
 
     async def _submit_async(self, id: str | None, words: dict[str, Any], *, is_whole: bool) -> tuple[Line, Inbox]:

@@ -17,6 +17,7 @@ from actors.pid import Pid
 from actors.polls import Had, Part, Poll
 from actors.refusals import Unavailable
 from actors.request_server import Accepted, Submit
+from actors.turnstile import Turnstile
 
 Answer = TypeVar("Answer")
 RETRY_SECONDS = 0.03
@@ -32,6 +33,7 @@ class Line:
         self.tenant = tenant
         self.closes_with_reader = closes_with_reader
         self.listener = uuid.uuid4().hex
+        self.turnstile = Turnstile()
         self._inboxes: dict[str, Inbox] = {}
         self._polled: set[str] = set()  # of them, those that the partition is known to have
         self._pid: Pid | None = None

@@ -56,7 +56,7 @@ class Offer:
         try:
             number = hash(name)
             prompt = tuple(3 + (number * 37 + place * 11) % 240 for place in range(PROMPT_TOKENS))
-            return self.client.stream(prompt, id=name, deadline_seconds=self.deadline_seconds, **words)
+            return self.client.stream(prompt, deadline_seconds=self.deadline_seconds, **words)
         except Overloaded as refusal:
             with self.tally.lock:
                 self.tally.refusals.append(time.monotonic() - began)
