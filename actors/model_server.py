@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.adapter_book import AdapterBook, BookedAdapter
+from actors.adapter_rack import AdapterRack
 from actors.envelope import Down
 from actors.genserver import Continue, GenServer, NoReply, Reply
 from actors.messages import Abort, Attach, Detach, Events, Hello, ModelLeaving, ModelUp, Run, Turned
@@ -23,7 +23,6 @@ from actors.model_loading import ModelChoice, function_at
 from actors.node import call, cast, me, monitor, now, send, send_after, whereis
 from actors.pid import From, Pid, Ref, Server
 from actors.progress import BEAT_SECONDS, Progress, last_lesson, progress_path, remove_traces
-from actors.refusals import Unavailable
 from actors.step_clock import StepClock
 from engine.engine import Engine
 from engine.event import AdapterWanted, Event, TokenEvent
@@ -101,9 +100,6 @@ class ModelServer(GenServer):
         self.consumers = consumers
         self.engine: Engine | None = None
         self.epoch = me()
-        self.book = AdapterBook(self.directory, dict(choice.adapters))
-        self.adapters = self.book.read()
-        self.broken: dict[str, Unavailable] = {}  # known, but not to be read
         self.given: dict[str, _Given] = {}
         self.lonely: deque[str] = deque()  # to be run alone, one after the other
         self.alone: str | None = None
@@ -122,8 +118,7 @@ class ModelServer(GenServer):
         began = now()
         self.progress.begin(LOAD_SECONDS)
         self.engine = function_at(self.choice.make_engine)(self.choice)
-        for name in self.adapters:
-            self.load_adapter(name)
+        self.rack = AdapterRack(self.choice, self.directory, self.engine, self.progress)
         self.load_seconds = now() - began
         self.progress.ready()
         send_after(BEAT_SECONDS, _Beat())
@@ -138,10 +133,8 @@ class ModelServer(GenServer):
                 is_ready = self.engine is not None and not self.is_draining
                 times = (self.born_at, self.load_seconds)
                 return Reply(ModelServerStats(is_ready, len(self.given), self.alone, *times, os.getpid(), engine))
-            case Attach(name, path):
-                return Reply(self.attach(name, path))
-            case Detach(name):
-                return Reply(self.detach(name))
+            case Attach() | Detach():
+                return Reply(self.change_adapters(message))
         raise NotImplementedError(message)
 
     def handle_cast(self, message: object) -> NoReply:
@@ -199,8 +192,8 @@ class ModelServer(GenServer):
         assert self.engine is not None
         given.is_aside = False
         try:
-            if given.request.adapter in self.broken:
-                raise self.broken[given.request.adapter]
+            if given.request.adapter in self.rack.broken:
+                raise self.rack.broken[given.request.adapter]
             self.engine.add(given.resumed())
         except Refusal as refusal:
             self.turn_away(given, refusal)
@@ -301,60 +294,24 @@ class ModelServer(GenServer):
 
     # Adapters
 
-    def attach(self, name: str, path: str) -> Refusal | None:
-        """Read it now, so that a broken one is refused here and not when it is asked for."""
-        try:
-            version = self.read(name, BookedAdapter(path))
-        except Refusal as refusal:
-            return refusal
-        self.adapters[name] = BookedAdapter(path, version)
-        self.book.enter(name, self.adapters[name])
-        self.broken.pop(name, None)
-        self.announce()
-        return None
-
-    def detach(self, name: str) -> Refusal | None:
-        assert self.engine is not None
-        try:
-            self.engine.detach(name)
-        except Refusal as refusal:
-            if name not in self.broken:
-                return refusal
-        self.adapters.pop(name, None)
-        self.broken.pop(name, None)
-        self.book.strike(name)
-        self.announce()
-        return None
+    def change_adapters(self, change: Attach | Detach) -> Refusal | None:
+        match change:
+            case Attach(name, path):
+                refusal = self.rack.attach(name, path)
+            case Detach(name):
+                refusal = self.rack.detach(name)
+        if refusal is None:
+            self.announce()
+        return refusal
 
     def load_adapter(self, name: str) -> None:
-        """Read one that is known: at the start, or when the engine dropped it to make room and somebody needs it.
-
-        One that cannot be read any more costs its own requests an answer, and nobody else anything.
-        """
+        """One that cannot be read any more costs its own requests an answer, and nobody else anything."""
         assert self.engine is not None
-        try:
-            version = self.read(name, self.adapters[name])
-        except Refusal as refusal:
-            log.warning("adapter %s is left out: %s", name, refusal.message)
-            self.broken[name] = Unavailable(f"the adapter {name} cannot be served: {refusal.message}")
+        refusal = self.rack.load(name)
+        if refusal is not None:
             for given in [given for given in self.given.values() if given.request.adapter == name]:
                 self.engine.abort(given.request.id)
-                self.turn_away(given, self.broken[name])
-        else:
-            self.adapters[name] = BookedAdapter(self.adapters[name].path, version)
-
-    def read(self, name: str, known: BookedAdapter) -> str:
-        """From its files into the engine; the version that it has."""
-        assert self.engine is not None
-        self.progress.begin(LOAD_SECONDS)
-        try:
-            adapter = function_at(self.choice.read_adapter)(known.path, self.engine.model)
-            if known.version not in (None, adapter.version):
-                raise Unavailable("its files have changed since it was loaded; load it again")
-            self.engine.attach(name, adapter)
-        finally:
-            self.progress.end()
-        return str(adapter.version)
+                self.turn_away(given, refusal)
 
     # Consumers
 
@@ -363,8 +320,7 @@ class ModelServer(GenServer):
             return
         self.watch(consumer)
         options = self.engine.options
-        names = tuple(sorted(self.adapters))
-        cast(consumer, ModelUp(self.epoch, self.engine.capacity, options.max_sequences, names))
+        cast(consumer, ModelUp(self.epoch, self.engine.capacity, options.max_sequences, self.rack.names))
 
     def announce(self) -> None:
         for consumer in list(self.watched):
