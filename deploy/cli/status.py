@@ -44,8 +44,15 @@ def looked_at(node: dict[str, Any]) -> dict[str, Any]:
     """A node of the tree with the number of its process on this machine, and what it says of its work."""
     pid = None if node["pid"] is None else Pid.parse(node["pid"])
     children = [looked_at(child) for child in node["children"]]
-    process_id, stats = (None, None) if pid is None else (process_id_of(pid), stats_of(pid))
+    process_id, stats = (None, None) if pid is None else (number_of(pid), stats_of(pid))
     return {**node, "process_id": process_id, "stats": stats, "children": children}
+
+
+def number_of(pid: Pid) -> int | None:
+    try:
+        return process_id_of(pid)
+    except ValueError:  # it died just now
+        return None
 
 
 def stats_of(pid: Pid) -> dict[str, Any] | None:
