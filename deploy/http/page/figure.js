@@ -29,7 +29,7 @@ export class Figure {
     const most = Math.max(...values, 1e-9);
     const seconds = Math.max(samples.length - 1, LEAST_SECONDS);
     const x = (index) => WIDTH - (samples.length - 1 - index) * (WIDTH / seconds);
-    this.most.textContent = `most ${this.shown(most < 1e-6 ? 0 : most)} in ${seconds < 100 ? "a minute" : `${Math.round(seconds / 60)} minutes`}`;
+    this.most.textContent = `most ${this.shown(most < 1e-6 ? 0 : most)} · ${Math.max(1, Math.round(seconds / 60))} min`;
     const points = values.map((value, index) => `${x(index).toFixed(1)},${(HEIGHT - 2 - (value / most) * (HEIGHT - 6)).toFixed(1)}`);
     const marks = samples.flatMap((sample, index) =>
       index && sample.restarts > samples[index - 1].restarts
