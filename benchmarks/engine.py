@@ -63,15 +63,19 @@ class StubKernels:
         return self.tokens if len(knobs) == self.tokens.size else mx.zeros(len(knobs), mx.int32)
 
 
-def stub_engine(num_rows: int, context: int) -> Engine:
+def stub_model() -> Model:
+    """A model without tensors, whose cache has a single number for a token."""
     layer = Layer(*[None] * 9)  # type: ignore[arg-type]
-    model = Model(STUB_CONFIG, Weights(mx.zeros(1), (layer,) * STUB_CONFIG.num_layers, mx.zeros(1), None), "stub")
-    small = replace(STUB_CONFIG, num_kv_heads=1, head_dim=1)
+    config = replace(STUB_CONFIG, num_kv_heads=1, head_dim=1)
+    return Model(config, Weights(mx.zeros(1), (layer,) * config.num_layers, mx.zeros(1), None), "stub")
+
+
+def stub_engine(num_rows: int, context: int) -> Engine:
     blocks = num_rows * (context // 16 + 2)
     options = EngineOptions(
         cache_bytes=blocks * 16 * 2 * 30 * 5, max_sequences=num_rows, max_batch_tokens=2 * num_rows, max_context=context
     )
-    return Engine(replace(model, config=small), StubKernels(num_rows), options)
+    return Engine(stub_model(), StubKernels(num_rows), options)
 
 
 def requests(count: int, max_tokens: int, **sampling: float) -> Iterator[Request]:
