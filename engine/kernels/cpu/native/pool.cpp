@@ -48,7 +48,7 @@ void Job::close_phase(uint32_t closed) {
   done.store(0, std::memory_order_relaxed);
   for (Cursor& cursor : cursors)
     cursor.value.store(static_cast<uint64_t>(closed + 1) << 32, std::memory_order_release);
-  phase.store(closed + 1, std::memory_order_release);
+  phase.store(closed + 1);  // before it looks for sleepers, who look the other way round
   phase.notify_all();
 }
 
@@ -95,7 +95,7 @@ void Pool::run(std::function<void(Worker&)> function) {
     std::lock_guard lock(current_mutex_);
     current_ = job;
   }
-  ticket_.store(seen + 1, std::memory_order_release);
+  ticket_.store(seen + 1);
   ticket_.notify_all();
   Worker worker(*job, 0);
   job->function(worker);
@@ -106,13 +106,13 @@ void Pool::run(std::function<void(Worker&)> function) {
 void Pool::work(int id, uint32_t seen) {
   for (;;) {
     wait_for_change(ticket_, seen);
-    if (is_stopping_) return;
     std::shared_ptr<Job> job;
     {
       std::lock_guard lock(current_mutex_);
       seen = ticket_.load(std::memory_order_acquire);
       job = current_;
     }
+    if (is_stopping_) return;  // asked only now: the number just read may be that of the stop
     if (job == nullptr) continue;  // too late: it is done
     Worker worker(*job, id);
     job->function(worker);
