@@ -1,9 +1,9 @@
 """Finding: the Ray on which our system runs, among all that live on this machine, or did. Waits for none of them long.
 
 Ray's own "auto" takes the one that was started last, or any whose processes it sees, and waits most of a minute where
-that has died. Here each is greeted first, as HTTP/2 greets, and one that keeps silent is passed over. Of those that
-answer, the first that knows our root supervisor is ours; whoever starts a system leaves a note, so the last one started
-comes first.
+that has died. Here each is greeted first, as HTTP/2 greets, and one that keeps silent is passed over. Whoever starts a
+system leaves a note of where, and those are looked for first. (To ask every Ray whether it has a system of ours was
+rejected: one that takes another token keeps the asker for half a minute.)
 """
 
 import os
@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from actors import process
-from actors.process import NAMESPACE
 from actors.refusals import Unavailable
 from actors.relay import relay
-from actors.system_config import ROOT
 
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = 2.0
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and our settings: none
 SETTINGS = 4  # the type of the frame with which a server greets
 AUTH_MODE = "RAY_AUTH_MODE"
@@ -45,15 +43,12 @@ def join(address: str, *, must_be_closed: bool = False) -> None:
 
 
 def find_ray(address: str) -> str:
-    """Where to connect. If no Ray has a system of ours, the likeliest one: somebody may mean to start one there."""
-    candidates = known_rays() if address == "auto" else [address]
-    living = list(filter(answers, candidates))
-    for candidate in set(candidates).difference(living):
+    """Where to connect; at "auto" the likeliest that answers."""
+    for candidate in known_rays() if address == "auto" else [address]:
+        if answers(candidate):
+            return candidate
         forget(candidate)
-    if not living:
-        raise Unavailable("no Ray is running here" if address == "auto" else f"no Ray answers at {address}")
-    ours = [candidate for candidate in living if has_system(candidate)] if len(living) > 1 else []
-    return (ours or living)[0]
+    raise Unavailable("no Ray is running here" if address == "auto" else f"no Ray answers at {address}")
 
 
 def known_rays() -> list[str]:
@@ -77,7 +72,7 @@ def noted() -> list[str]:
 
 def be_found() -> None:
     """Have other programs find the Ray that we are on: ours by a note, those that know only Ray by its address."""
-    address = ray.get_runtime_context().gcs_address
+    address = own_address()
     with suppress(OSError):  # a home that cannot be written costs a longer search
         notes().mkdir(parents=True, exist_ok=True)
         (notes() / address).touch()
@@ -86,8 +81,13 @@ def be_found() -> None:
         relay(outside, int(address.rpartition(":")[2]))
 
 
+def own_address() -> str:
+    """Of the Ray that we are on."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def forget(address: str) -> None:
-    """Remove the note of a Ray that has died."""
+    """Remove the note of a Ray that has died, or has no system any more."""
     with suppress(OSError):
         (notes() / Path(address).name).unlink()
 
@@ -102,16 +102,6 @@ def answers(address: str) -> bool:
         connection.sendall(GREETING)
         return connection.recv(9)[3:4] == bytes([SETTINGS])
     return False
-
-
-def has_system(address: str) -> bool:
-    """Whether our root supervisor was ever started on the Ray that answers there."""
-    errors = ray.exceptions
-    try:
-        store = ray._raylet.GcsClient(address=address)
-        return bool(store.internal_kv_keys(f"{ROOT}/".encode(), NAMESPACE.encode(), timeout=ANSWER_SECONDS))
-    except (errors.RpcError, errors.AuthenticationError):
-        return False  # it is somebody else's
 
 
 def use_token() -> bool:

@@ -91,6 +91,7 @@ def running_config() -> SystemConfig:
 
 def stop() -> bool:
     """End the system, in reverse order of its start; False if none was running. Ray itself stays."""
+    finding.forget(finding.own_address())
     return stop_root()
 
 
