@@ -58,7 +58,7 @@ def make_workload(
             tuple(random.integers(0, vocab_size, length).tolist()),
             int(output),
             adapters[index % len(adapters)] if adapters else None,
-            seed + index,
+            (seed + index) % 2**64,
         )
         for index, (at, length, output) in enumerate(zip(np.cumsum(gaps), lengths, outputs, strict=True))
     ]

@@ -14,7 +14,7 @@ from deploy.bench.workload import Arrival, Range, make_workload
 from deploy.cli.progress import errors, shown_progress
 from engine.engine import Engine, EngineOptions
 from engine.kernels.choose import choose
-from engine.limits import check_integer, check_real
+from engine.limits import MAX_SEED, check_integer, check_real
 from engine.refusal import Unsupported
 from engine.weights import Model
 from loaders.checkpoint import load_model
@@ -42,7 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("requests", "rank", "batch_tokens", "sequences"):
         check_integer(name, getattr(arguments, name), 1, 1_000_000)
     check_integer("adapters", arguments.adapters, 0, 1024)
+    check_integer("reference", arguments.reference, 0, 1_000_000)
+    check_integer("seed", arguments.seed, 0, MAX_SEED)
     check_real("temperature", arguments.temperature, 0.0, 100.0, True)
+    if arguments.rate is not None:
+        check_real("rate", arguments.rate, 0.0, 1e6, False)
     with shown_progress() as on_progress:
         model = load_model(arguments.model, on_progress=on_progress)
     names = tuple(f"adapter-{index}" for index in range(arguments.adapters))

@@ -69,7 +69,8 @@ def write_posts(
             break
         for number in missing:
             posts[number] = Post(max_chars, prompt_tokens)
-        seed = {} if words.get("seed") is None else {"seed": (words["seed"] + attempt) % 2**64}
+        is_seeded = attempt and words.get("seed") is not None
+        seed = {"seed": (words["seed"] + attempt) % 2**64} if is_seeded else {}
         for piece in serving.stream(prompt, **(words | seed), n=len(missing)):
             posts[missing[piece.choice]].add(piece)
             on_posts(posts)
