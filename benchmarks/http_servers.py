@@ -1,0 +1,153 @@
+"""The servers that `benchmarks.http` asks: the whole system, one process, and a door with nothing behind it."""
+
+import asyncio
+import multiprocessing
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from deploy.http.serve import allow_descriptors
+from engine.completion import Usage
+from engine.engine import EngineOptions
+from engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    model: str
+    streams: int
+    tokens: int
+
+    def options(self) -> EngineOptions:
+        cache_bytes = 64 << 20 if self.model == "tiny" else EngineOptions().cache_bytes
+        return EngineOptions(max_sequences=max(64, self.streams), cache_bytes=cache_bytes)
+
+
+def serve(settings: Settings, kind: str, ready: Connection) -> None:
+    """The door over an engine, or over a backend that makes tokens as fast as they are taken."""
+    from deploy.http.app import build_app
+    from deploy.http.serve import Server, config_of
+
+    allow_descriptors()
+    backend, tokenizer = made(settings, kind)
+    server = Server(config_of(build_app(backend, tokenizer), port=0))
+    server.started_at = ready.send
+    server.run()
+
+
+def serve_system(settings: Settings, kind: str, ready: Connection) -> None:
+    """The whole system of processes, as `genserve serve` starts it, until this process is told to end."""
+    from actors import sys
+    from actors.model_loading import ModelChoice
+    from actors.system import start_system, stop
+    from actors.system_config import SystemConfig
+    from deploy.http.door import DoorConfig, door_spec
+
+    with tempfile.TemporaryDirectory() as directory:
+        choice = ModelChoice(place_of(settings, Path(directory)), settings.options())
+        config = SystemConfig(choice, directory)
+        port = free_port()
+        start_system(replace(config, doors=(door_spec(config, DoorConfig(settings.model, port=port)),)))
+        ready.send(f"http://127.0.0.1:{port}")
+        while ready.recv() == "process":
+            ready.send(sys.get_state("genserve.http")["process"])
+        stop()
+
+
+def place_of(settings: Settings, directory: Path) -> str:
+    if settings.model != "tiny":
+        return settings.model
+    from tests.tiny import write_checkpoint
+    from tests.tiny_tokenizer import write_tokenizer
+
+    checkpoint = write_checkpoint(
+        directory / "tiny", "llama", {"group_size": 32, "bits": 4}, max_position_embeddings=2048
+    )
+    return str(write_tokenizer(checkpoint))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def made(settings: Settings, kind: str) -> tuple[Any, Any]:
+    from tests.http_world import tiny_backend, tiny_tokenizer
+
+    if kind == "ceiling":
+        return Endless(), tiny_tokenizer()
+    if settings.model == "tiny":
+        options = {"max_sequences": settings.options().max_sequences, "num_blocks": 8 * settings.streams}
+        return tiny_backend(context=2048, **options), tiny_tokenizer()
+    from deploy.http.inline_model import inline_model
+    from loaders.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(settings.model)
+    return inline_model(settings.model, tokenizer, options=settings.options()), tokenizer
+
+
+class Endless:
+    """Every request gets a token in each round of the event loop."""
+
+    def __new__(cls) -> Any:
+        from tests.http_world import ScriptedBackend, tiny_tokenizer
+
+        class Rounds(ScriptedBackend):
+            async def bursts(self, request: Request, had: tuple[int, ...] | None = None) -> AsyncIterator[Any]:
+                from engine.completion import Transcript
+                from engine.event import TokenEvent
+
+                transcript = Transcript(request, tiny_tokenizer().vocabulary)
+                last = request.sampling.max_tokens - 1
+                for position in range(last + 1):
+                    reason = "length" if position == last else None
+                    yield (transcript.add(TokenEvent(request.id, 0, position, 97, reason)),)
+                    await asyncio.sleep(0)
+                yield (Usage(len(request.prompt), last + 1),)
+
+        return Rounds()
+
+
+def with_server(settings: Settings, kind: str, work: Callable[[int, int], Any]) -> Any:
+    """What the work returns; it is given the server's port and process id."""
+    ours, theirs = multiprocessing.Pipe()
+    is_system = kind == "system"
+    process = multiprocessing.Process(
+        target=serve_system if is_system else serve, args=(settings, kind, theirs), daemon=not is_system
+    )
+    process.start()
+    port = int(ours.recv().rpartition(":")[2])
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
+        wait_until_ready(client)
+    try:
+        return work(port, process_of_door(ours) if is_system else process.pid or 0)
+    finally:
+        if is_system:
+            ours.send("stop")
+        else:
+            process.kill()
+        process.join()
+
+
+def process_of_door(orders: Connection) -> int:
+    orders.send("process")
+    process_id: int = orders.recv()
+    return process_id
+
+
+def wait_until_ready(client: httpx.Client) -> None:
+    while True:
+        with suppress(httpx.TransportError):
+            if client.get("/ready").status_code == 200:
+                return
+        time.sleep(0.05)
