@@ -28,7 +28,7 @@ chaos: $(VENV)/installed-dev
 # The CPU kernels without Python. Needs cmake; memcheck needs valgrind, and arm64 g++-aarch64-linux-gnu and qemu-user.
 UNDER_address := -DGENSERVE_SANITIZE=address,undefined
 UNDER_thread := -DGENSERVE_SANITIZE=thread
-UNDER_memcheck := -DGENSERVE_UNDER='valgrind;--quiet;--error-exitcode=1;--leak-check=full'
+UNDER_memcheck := -DGENSERVE_UNDER='valgrind;--quiet;--error-exitcode=1;--leak-check=full;--errors-for-leak-kinds=definite'
 UNDER_arm64 := -DGENSERVE_UNDER='qemu-aarch64;-L;/usr/aarch64-linux-gnu' -DCMAKE_SYSTEM_NAME=Linux \
 	-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 
