@@ -136,3 +136,21 @@ def test_without_a_compiler_an_install_succeeds_unless_it_is_asked_for(monkeypat
     assert command.get_outputs() == []
     said = capfd.readouterr().err + caplog.text  # setuptools has changed its mind about where
     assert "the CPU kernels were not built, and the slow path will be in use" in said
+
+
+def test_a_copy_of_the_code_alone_takes_the_extension_of_the_genserve_that_is_installed(tmp_path):
+    if missing_reason() is not None:
+        pytest.skip("the CPU kernels are not built")
+    root = Path(extension.__file__).parents[3]
+    shutil.copytree(root / "engine", tmp_path / "engine", ignore=shutil.ignore_patterns("_native*.so", "native"))
+    code = "import engine.kernels.cpu as cpu; print(cpu.missing_reason(), cpu.__file__)"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert said.stdout.split() == ["None", f"{tmp_path}/engine/kernels/cpu/__init__.py"], said.stderr
+
+
+def test_an_extension_of_another_version_of_genserve_is_refused_in_a_sentence(monkeypatch):
+    if missing_reason() is not None:
+        pytest.skip("the CPU kernels are not built")
+    monkeypatch.setattr(extension, "interface_beside", lambda file: file.encode())
+    assert "are those of another version of genserve" in str(missing_reason())

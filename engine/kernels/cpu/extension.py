@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -11,7 +12,7 @@ HOW = "install a C++20 compiler, then, in the project's folder: pip install --fo
 
 
 def missing_reason() -> str | None:
-    """One sentence if the extension is absent or was built for another MLX; None if it is ready."""
+    """One sentence if the extension is absent or does not fit MLX or this code; None if it is ready."""
     if importlib.util.find_spec(NAME) is None:
         return f"the CPU kernels were not built; the slow path is in use (to get the fast one, {HOW})"
     installed = importlib.metadata.version("mlx")
@@ -21,7 +22,16 @@ def missing_reason() -> str | None:
     except (ImportError, TypeError) as trouble:
         why = f"do not go together with mlx {installed}: {str(trouble).splitlines()[0]}"
     else:
-        if native.mlx_version == installed:
+        if native.mlx_version != installed:
+            why = f"were built for mlx {native.mlx_version}, and {installed} is installed"
+        elif interface_beside(native.__file__) != interface_beside(__file__):
+            why = f"at {native.__file__} are those of another version of genserve"
+        else:
             return None
-        why = f"were built for mlx {native.mlx_version}, and {installed} is installed"
     return f"the CPU kernels {why}; the slow path is in use (to get the fast one, {HOW})"
+
+
+def interface_beside(file: str) -> bytes:
+    """What the extension in a directory offers."""
+    stub = Path(file).with_name("_native.pyi")
+    return stub.read_bytes() if stub.is_file() else b""
