@@ -32,6 +32,7 @@ from ray._private import ray_constants, state, worker
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.experimental import internal_kv
 from ray.util import list_named_actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import names
 from actors.birth import Birth, label_of
@@ -106,7 +107,8 @@ class RayNode:
         self._check()
         pid = self._pid_for(birth)
         resources = {"num_cpus": birth.resources.cpus, "num_gpus": birth.resources.gpus}
-        actor = _Actor.options(name=str(pid), **resources, **_OPTIONS).remote(pid, birth, RayNode, _pack, _vanish)
+        options = {"name": str(pid), "scheduling_strategy": _on_this_machine(), **resources, **_OPTIONS}
+        actor = _Actor.options(**options).remote(pid, birth, RayNode, _pack, _vanish)
         peer = self._peers[pid] = Peer(actor, self._sender, _pack)
         if birth.name is not None:
             names.born(pid, self._table)
@@ -321,6 +323,11 @@ def _value(pid: Pid, answer: Packed) -> Any:
 
 def _keep_quiet(data: object, ignore_prefix: bool) -> None:
     """In place of Ray's own, which writes the death of every process to standard output, where answers go."""
+
+
+def _on_this_machine() -> NodeAffinitySchedulingStrategy:
+    """A system shares files, so where Ray would take any machine, a process stands on that of whoever starts it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 def _stay_on_loopback() -> None:
