@@ -43,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     parser = argparse.ArgumentParser(prog="python -m deploy.jobs.batch", description="Answer a file of prompts.")
     add_arguments(parser)
+    given = parser.parse_args(arguments)
+    given.output = given.output.absolute()  # a job's own directory is one that nobody knows
     try:
-        return carry_out(order_of(parser.parse_args(arguments)), LogWriter())
+        return carry_out(order_of(given), LogWriter())
     except Refusal as refusal:
         log.error("%s", refusal.message)
         return 2

@@ -5,13 +5,14 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 
 from actors import process
 from actors.client import Client, find_client
+from actors.exits import CallFailed
 from actors.ledger import LedgerOptions
 from actors.model_loading import ModelChoice
 from actors.node import whereis
@@ -47,7 +48,8 @@ def own_system(choice: ModelChoice, batch: str, limits: LedgerOptions, address: 
             with Heartbeat():
                 yield Serving(start_system(config), choice)
         finally:
-            stop()
+            with suppress(CallFailed):  # where it cannot be reached its owner ends it, as when a batch is killed
+                stop()
             rmtree(config.directory, ignore_errors=True)
     finally:
         process.disconnect()
