@@ -52,7 +52,7 @@ def lines(num_lines: int) -> Iterator[dict[str, Any]]:
     """Ids that never end early, so that every way makes the same number of tokens."""
     for number in range(num_lines):
         prompt = [100 + (number * 31 + place * 7) % 5000 for place in range(24 + number % 16)]
-        yield {"prompt": prompt, "max_tokens": 48 + number % 32, "ignore_eos": True, "temperature": 0.8}
+        yield {"prompt": prompt, "max_tokens": 24 + number % 16, "ignore_eos": True, "temperature": 0.8}
 
 
 def bare(choice: ModelChoice, num_lines: int, batch_size: int) -> float:

@@ -1,4 +1,4 @@
-"""`python -m tests.other_version ADDRESS`: have the Ray there say that it is another version."""
+"""`python -m tests.other_version ADDRESS`: have the Ray there say that it is another version, until stdin ends."""
 
 import json
 import sys
@@ -11,5 +11,9 @@ KEY = b"CLUSTER_METADATA"
 
 if __name__ == "__main__":
     ray.init(sys.argv[1], log_to_driver=False)
-    said = json.loads(internal_kv._internal_kv_get(KEY, namespace=KV_NAMESPACE_CLUSTER))
-    internal_kv._internal_kv_put(KEY, json.dumps(said | {"ray_version": "2.41.0"}), namespace=KV_NAMESPACE_CLUSTER)
+    said = internal_kv._internal_kv_get(KEY, namespace=KV_NAMESPACE_CLUSTER)
+    other = json.dumps(json.loads(said) | {"ray_version": "2.41.0"})
+    internal_kv._internal_kv_put(KEY, other, namespace=KV_NAMESPACE_CLUSTER)
+    print("ready", flush=True)
+    sys.stdin.read()
+    internal_kv._internal_kv_put(KEY, said, namespace=KV_NAMESPACE_CLUSTER)

@@ -42,7 +42,6 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on a laptop: all ports stay on loopback
-            "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "1",  # the kernels that were built here go along
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         }

@@ -1,0 +1,151 @@
+"""Batches on a real Ray that asks for a token: beside a system that runs, on one of their own, as jobs, and killed."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+
+import pytest
+
+from engine.kernels.cpu import missing_reason
+from tests.batch_chaos import disturbed, prompts, texts, tiny_model, undisturbed
+from tests.batches import by_line, write_lines
+from tests.ray_cluster import ROOT, Cluster, free_ports, served, started_cluster
+
+pytestmark = pytest.mark.ray
+MODULE = ("python", "-m", "deploy.jobs.batch")
+KERNELS = "from engine.kernels.cpu import missing_reason; print('kernels:', missing_reason())"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    pytest.importorskip("aiohttp_cors", reason="the job server needs `pip install ray[default]`")
+    with started_cluster() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def run(cluster: Cluster, *words: str) -> "subprocess.CompletedProcess[str]":
+    """`python words`, in the cluster's environment."""
+    command, there = [sys.executable, *words], cluster.environment | {"RAY_ADDRESS": cluster.address}
+    return subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, timeout=300)
+
+
+def batch(cluster: Cluster, *words: str) -> "subprocess.CompletedProcess[str]":
+    return run(cluster, "-m", "deploy.jobs.batch", *words)
+
+
+@contextmanager
+def another_version(cluster: Cluster) -> Iterator[None]:
+    """The cluster says that it runs another Ray."""
+    command, pipes = [sys.executable, "-m", "tests.other_version", cluster.address], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdin=pipes, stdout=pipes) as speaker:
+        assert speaker.stdout is not None
+        while speaker.stdout.readline() != b"ready\n":
+            assert speaker.poll() is None
+        yield
+
+
+def last(done: "subprocess.CompletedProcess[str]") -> str:
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_system_that_runs_answers_batches_and_programs_that_know_only_ray(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", prompts(60)), tmp_path / "out.jsonl"
+    with served(cluster, model, tmp_path) as server:
+        done = batch(cluster, str(source), str(output), "--connect")
+        refused = batch(cluster, str(source), str(tmp_path / "other.jsonl"), "--model", str(model))
+        example = run(cluster, "examples/plain_ray.py")
+        assert server.poll() is None, "it is left running"
+    assert done.returncode == 0, done.stderr
+    assert texts(output) == undisturbed(source, tmp_path / "undisturbed.jsonl", model)
+    assert refused.returncode == 2
+    assert last(refused).endswith("a system runs here already: use it with --connect, or end it with `genserve stop`")
+    assert example.returncode == 0, example.stderr
+    assert "streamed, it is the same text" in example.stdout
+    assert "8 answers to one batch" in example.stdout
+    assert "unknown_adapter: no adapter 'nobody' is attached; attached are none" in example.stdout
+
+
+def test_what_is_not_there_is_told_in_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
+    source, (port,) = write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}]), free_ports(1)
+    files, address = (str(source), str(tmp_path / "out.jsonl")), f"127.0.0.1:{port}"
+    no_system = batch(cluster, *files, "--connect")
+    assert (no_system.returncode, last(no_system)[20:]) == (2, "no system is running here")
+    no_cluster = batch(cluster, *files, "--connect", "--address", address)
+    assert (no_cluster.returncode, last(no_cluster)[20:]) == (2, f"no Ray cluster answers at {address}")
+    with another_version(cluster):
+        other = batch(cluster, *files, "--connect", "--address", cluster.address)
+    assert other.returncode == 2
+    assert f"another version runs at {cluster.address}: there Ray 2.41.0, Python 3." in last(other)
+    assert "; here Ray 2.60.0, Python 3." in last(other)
+
+
+def test_model_and_batch_are_killed_and_every_line_has_its_one_right_answer(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", prompts(240))
+    expected = undisturbed(source, tmp_path / "undisturbed.jsonl", model)
+    came_to = disturbed(cluster, source, tmp_path / "out.jsonl", model, 240, model_kills=1, batch_kills=1)
+    assert (came_to.model_kills, came_to.batch_kills, came_to.exit_code) == (1, 1, 0)
+    assert len(expected) == 240
+    assert texts(tmp_path / "out.jsonl") == expected
+
+
+def test_the_job_server_lets_nobody_in_without_the_token(cluster: Cluster) -> None:
+    with pytest.raises(HTTPError, match="40[13]"):
+        Cluster(cluster.address, cluster.dashboard, "0" * 64).ask("/api/jobs/")
+
+
+def test_a_job_says_by_its_exit_code_whether_all_some_or_nothing_was_done(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}, "{broken"])
+    output = tmp_path / "out.jsonl"
+    partial = cluster.submit(*MODULE, str(source), str(output), "--model", str(model), submission_id="partial")
+    assert partial.returncode == 1 and "exit code 1" in partial.stdout, partial.stdout
+    assert set(by_line(tmp_path / "out.errors.jsonl")) == {2}
+    both = f'python -c "{KERNELS}" && python -m deploy.jobs.batch /nowhere/in.jsonl {output}'
+    missing = cluster.submit("sh", "-c", both, submission_id="missing")
+    assert missing.returncode == 1 and "exit code 2" in missing.stdout
+    assert "/nowhere/in.jsonl cannot be read: No such file or directory" in missing.stdout
+    assert f"kernels: {missing_reason()}" in missing.stdout, "a job is as quick as what is installed"
+
+
+def test_a_stopped_job_ends_cleanly_and_a_second_submission_goes_on(
+    cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", prompts(800)), tmp_path / "out.jsonl"
+    command = (*MODULE, str(source), str(output), "--model", str(model))
+    begun = cluster.ray(
+        *("job", "submit", "--no-wait", "--address", cluster.dashboard, "--working-dir", "."),
+        *("--submission-id", "stopped", "--", *command),
+    )
+    assert begun.returncode == 0, begun.stderr
+    wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 50)
+    cluster.ask("/api/jobs/stopped/stop", "POST")  # `ray job stop`, without the time that a command takes to start
+    wait_for(lambda: cluster.ask("/api/jobs/stopped")["status"] != "RUNNING")
+    assert cluster.ask("/api/jobs/stopped")["status"] == "STOPPED"
+    assert "lines are done; the same command goes on" in str(cluster.ask("/api/jobs/stopped/logs")["logs"])
+    assert 50 < output.read_bytes().count(b"\n") < 800
+    done = cluster.submit(*command, submission_id="again")
+    assert done.returncode == 0, done.stdout
+    assert "lines that are done" in done.stdout
+    assert f"800 lines answered in {output}" in done.stdout
+    assert texts(output) == undisturbed(source, tmp_path / "undisturbed.jsonl", model)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come to that in time"
+        time.sleep(0.02)
