@@ -24,7 +24,7 @@ def missing_reason() -> str | None:
     else:
         if native.mlx_version != installed:
             why = f"were built for mlx {native.mlx_version}, and {installed} is installed"
-        elif interface_beside(native.__file__) != interface_beside(__file__):
+        elif interface_beside(str(native.__file__)) != interface_beside(__file__):
             why = f"at {native.__file__} are those of another version of genserve"
         else:
             return None
