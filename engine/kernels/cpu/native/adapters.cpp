@@ -1,10 +1,9 @@
 #include "adapters.h"
 
-#include <algorithm>
-#include <cstring>
 #include <unistd.h>
 
-#include "memory.h"
+#include <algorithm>
+#include <iterator>
 
 namespace genserve {
 
@@ -23,28 +22,9 @@ size_t kept_bytes() {
 
 }  // namespace
 
-StackedModule::StackedModule(
-    const float* a, const float* b, int columns, int outputs, std::vector<float> scale, std::vector<int32_t> starts)
-    : scale(std::move(scale)), starts(std::move(starts)), ranks(static_cast<int>(this->scale.size())),
-      columns(columns), outputs(outputs) {
-  const size_t a_bytes = static_cast<size_t>(ranks) * columns * sizeof(float);
-  const int num_blocks = (outputs + BLOCK - 1) / BLOCK;
-  const size_t b_bytes = static_cast<size_t>(num_blocks) * ranks * BLOCK * sizeof(float);
-  this->a = allocate_weights(a_bytes);
-  this->b = allocate_weights(b_bytes);
-  std::memcpy(this->a.get(), a, a_bytes);
-  auto* to = reinterpret_cast<float*>(this->b.get());
-  for (int block = 0; block < num_blocks; ++block)
-    for (int r = 0; r < ranks; ++r, to += BLOCK) {
-      const int first = block * BLOCK, count = std::min(BLOCK, outputs - first);
-      std::copy_n(b + static_cast<size_t>(r) * outputs + first, count, to);
-      std::fill(to + count, to + BLOCK, 0.0f);
-    }
-}
-
 size_t StackedModule::num_bytes_of(int adapter) const {
   if (ranks == 0) return 0;
-  return static_cast<size_t>(starts[adapter + 1] - starts[adapter]) * (columns + outputs) * sizeof(float);
+  return static_cast<size_t>(starts[adapter + 1] - starts[adapter]) * (inputs + outputs) * sizeof(float);
 }
 
 std::vector<int32_t> Adapters::present(const int32_t* adapter_of, int rows) const {

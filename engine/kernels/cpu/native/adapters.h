@@ -1,4 +1,4 @@
-// All adapters of a model as the kernels read them, made once for a set of them.
+// All adapters of a model as the kernels read them.
 #pragma once
 #include <memory>
 #include <vector>
@@ -7,17 +7,12 @@
 
 namespace genserve {
 
-// One module's, side by side along the rank, as `LowRank` has them.
+// One module's, side by side along the rank, as `LowRank` has them; alive as long as `owner`.
 struct StackedModule {
-  std::shared_ptr<uint8_t> a, b;
-  std::vector<float> scale;
-  std::vector<int32_t> starts;
-  int ranks = 0, columns = 0, outputs = 0;
-
-  StackedModule() = default;
-  // a (ranks, columns), b (ranks, outputs)
-  StackedModule(
-      const float* a, const float* b, int columns, int outputs, std::vector<float> scale, std::vector<int32_t> starts);
+  const float *a = nullptr, *b = nullptr, *scale = nullptr;
+  const int32_t* starts = nullptr;
+  int ranks = 0, inputs = 0, outputs = 0;
+  std::shared_ptr<void> owner;
 
   size_t num_bytes_of(int adapter) const;
 };

@@ -109,20 +109,24 @@ void set_adapters(
     AdaptersHandle& handle, int layer, int module, const mx::array& a, const mx::array& b, const mx::array& scale,
     const mx::array& starts) {
   Adapters& adapters = *handle.of;
-  const mx::array a_floats = settled(mx::astype(a, mx::float32, mx::Device::cpu));
-  const mx::array b_floats = settled(mx::astype(b, mx::float32, mx::Device::cpu));
-  const mx::array starts_settled = settled(mx::astype(starts, mx::int32, mx::Device::cpu));
-  std::vector<float> scales = to_vector(scale);
-  std::vector<int32_t> begins(starts_settled.data<int32_t>(), starts_settled.data<int32_t>() + starts_settled.size());
-  const int ranks = static_cast<int>(scales.size()), count = static_cast<int>(begins.size()) - 1;
-  if (a.ndim() != 2 || b.ndim() != 2 || a.shape(0) != ranks || b.shape(0) != ranks || count < 0)
+  struct Owner {
+    mx::array a, b, scale, starts;
+  };
+  const auto floats = [](const mx::array& x) { return settled(mx::astype(x, mx::float32, mx::Device::cpu)); };
+  auto owner = std::make_shared<Owner>(
+      Owner{floats(a), floats(b), floats(scale), settled(mx::astype(starts, mx::int32, mx::Device::cpu))});
+  if (a.ndim() != 2 || b.ndim() != 2) throw std::invalid_argument("matrices were wanted");
+  const int ranks = a.shape(0), count = static_cast<int>(owner->starts.size()) - 1;
+  if (b.shape(0) != ranks || owner->scale.size() != static_cast<size_t>(ranks) || count < 0)
     throw std::invalid_argument("adapters of equal ranks were wanted");
+  const int32_t* begins = owner->starts.data<int32_t>();
   for (int i = 0, before = 0; i <= count; before = begins[i++])
     if (begins[i] < before || begins[i] > ranks) throw std::invalid_argument("the adapters' ranks overlap");
   if (adapters.count != 0 && adapters.count != count) throw std::invalid_argument("every module has the same adapters");
   adapters.count = count;
-  adapters.layers.at(layer).at(module) = StackedModule(
-      a_floats.data<float>(), b_floats.data<float>(), a.shape(1), b.shape(1), std::move(scales), std::move(begins));
+  adapters.layers.at(layer).at(module) = {
+      owner->a.data<float>(), owner->b.data<float>(), owner->scale.data<float>(), begins, ranks, a.shape(1), b.shape(1),
+      owner};
 }
 
 std::shared_ptr<Adapters> adapters_for(const Decoder& decoder, const AdaptersHandle* handle) {
@@ -133,7 +137,7 @@ std::shared_ptr<Adapters> adapters_for(const Decoder& decoder, const AdaptersHan
     for (int module = 0; module < NUM_MODULES; ++module) {
       const StackedModule& stacked = layers[i][module];
       const Matrix& w = decoder.layers[i].modules[module].weight->view();
-      fits = fits && (stacked.ranks == 0 || (stacked.columns == w.columns && stacked.outputs == w.rows));
+      fits = fits && (stacked.ranks == 0 || (stacked.inputs == w.columns && stacked.outputs == w.rows));
     }
   if (!fits) throw std::invalid_argument("adapters of another model");
   return handle->of;

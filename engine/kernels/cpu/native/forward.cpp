@@ -28,9 +28,8 @@ void get_row(const Tiles& tiles, const float* base, int row, int columns, float*
 LowRank Pass::low_rank(int layer, Module module, float* low) const {
   if (adapters == nullptr || batch.adapter_of == nullptr || layer >= static_cast<int>(adapters->layers.size())) return {};
   const StackedModule& stacked = adapters->layers[layer][module];
-  return {reinterpret_cast<const float*>(stacked.a.get()), reinterpret_cast<const float*>(stacked.b.get()),
-          stacked.scale.data(), stacked.starts.data(), stacked.ranks, batch.adapter_of, low,
-          present.data(), static_cast<int>(present.size())};
+  return {stacked.a, stacked.b, stacked.scale, stacked.starts, stacked.ranks, batch.adapter_of, low, present.data(),
+          static_cast<int>(present.size())};
 }
 
 Pass::Adapted Pass::adapted(int layer, Module module, float* low) const {

@@ -41,7 +41,7 @@ struct Tiles {
 
 // One module's adapters: `low` receives each row's own (x @ a.T) * scale.
 struct LowRank {
-  const float *a, *b, *scale;  // (ranks, columns), (blocks of outputs, ranks, BLOCK), (ranks,)
+  const float *a, *b, *scale;  // (ranks, columns), (ranks, outputs), (ranks,)
   const int32_t* starts;       // adapter i owns rank rows [starts[i], starts[i + 1])
   int ranks;
   const int32_t* adapter_of;  // by row, negative for none

@@ -305,7 +305,7 @@ INLINE void multiply_block(
     else
       widen_weights(w, block_of(w, block), first, last, widened);
     for (int tile = first_tile; tile < last_tile; ++tile, ++step) {
-      if (linear.next_lora != nullptr) bring_near(*linear.next_lora, w.columns, block, w.num_blocks(), step, steps);
+      if (linear.next_lora != nullptr) bring_near(*linear.next_lora, w, block, step, steps);
       run(panel, last - first, x + (static_cast<size_t>(tile) * w.columns + first) * width,
           sums + static_cast<size_t>(tile - first_tile) * width * BLOCK, first == 0);
     }

@@ -89,17 +89,17 @@ void low_rank(const LowRank& lora, int row, int columns, const float* x) {
 
 // Asks for what the next layer's `lora` will need for a block of outputs, and for as great a part of its `a`: of those
 // adapters present that are the step's share.
-INLINE void bring_near(const LowRank& lora, int columns, int block, int num_blocks, int step, int steps) {
+INLINE void bring_near(const LowRank& lora, const Matrix& w, int block, int step, int steps) {
   const auto part = [](int64_t whole, int64_t i, int64_t n) { return static_cast<int>(whole * i / n); };
-  const auto ask = [](const float* from, const float* to) {
-    for (; from < to; from += 64 / sizeof(float)) prefetch_far(from);
+  const auto ask = [](const float* from, int count) {
+    for (int i = 0; i < count; i += 64 / sizeof(float)) prefetch_far(from + i);
   };
+  const int column = block * BLOCK, size = w.rows - column < BLOCK ? w.rows - column : BLOCK;
   for (int i = part(lora.num_present, step, steps); i < part(lora.num_present, step + 1, steps); ++i) {
-    const int adapter = lora.present[i], first = lora.starts[adapter], count = lora.starts[adapter + 1] - first;
-    const float* a = lora.a + static_cast<size_t>(first) * columns;
-    ask(a + part(count * columns, block, num_blocks), a + part(count * columns, block + 1, num_blocks));
-    const float* b = lora.b + (static_cast<size_t>(block) * lora.ranks + first) * BLOCK;
-    ask(b, b + count * BLOCK);
+    const int first = lora.starts[lora.present[i]], last = lora.starts[lora.present[i] + 1];
+    const int whole = (last - first) * w.columns, from = part(whole, block, w.num_blocks());
+    ask(lora.a + static_cast<size_t>(first) * w.columns + from, part(whole, block + 1, w.num_blocks()) - from);
+    for (int r = first; r < last; ++r) ask(lora.b + static_cast<size_t>(r) * w.rows + column, size);
   }
 }
 
@@ -116,9 +116,10 @@ INLINE void add_bias_and_adapter(float* sums, const Linear& linear, int row, int
     if (adapter >= 0) {
       const float* low = lora->low + static_cast<size_t>(row) * lora->ranks;
       Vec change = zero();
-      const float* b = lora->b + static_cast<size_t>(block) * lora->ranks * BLOCK + i;
-      for (int r = lora->starts[adapter]; r < lora->starts[adapter + 1]; ++r)
-        change = fma(broadcast(low[r]), load(b + static_cast<size_t>(r) * BLOCK), change);
+      for (int r = lora->starts[adapter]; r < lora->starts[adapter + 1]; ++r) {
+        const float* b = lora->b + static_cast<size_t>(r) * outputs + column + i;
+        change = fma(broadcast(low[r]), n == LANES ? load(b) : load_first(b, n), change);
+      }
       y = add(y, change);
     }
     store(sums + i, y);

@@ -91,16 +91,21 @@ Model made_up_model(const Kernels& kernels, Shape shape, int bits) {
   const int q = shape.num_heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
   const int hidden = shape.hidden, inner = shape.intermediate;
   const int sizes[NUM_MODULES][2] = {{q, hidden}, {kv, hidden}, {kv, hidden}, {hidden, q}, {inner, hidden}, {inner, hidden}, {hidden, inner}};
+  struct Owner {
+    std::vector<float> a, b, scale = std::vector<float>(RANKS, 0.5f);
+    std::vector<int32_t> starts{0, RANKS};
+  };
   Layer layer;
   for (int i = 0; i < NUM_MODULES; ++i) {
     const auto [rows, columns] = sizes[i];
     const MadeUpMatrix w = bits == 0 ? made_up_floats(rows, columns, i % 2 == 0 ? Format::float32 : Format::bfloat16)
                                      : made_up_quantized(rows, columns, bits, 32, Format::float16);
     layer.modules[i] = {w.packed, random_floats(rows)};
-    const std::vector<float> a = random_floats(static_cast<size_t>(RANKS) * columns);
-    const std::vector<float> b = random_floats(static_cast<size_t>(RANKS) * rows);
-    adapters->layers[0][i] =
-        StackedModule(a.data(), b.data(), columns, rows, std::vector<float>(RANKS, 0.5f), {0, RANKS});
+    auto owner = std::make_shared<Owner>();
+    owner->a = random_floats(static_cast<size_t>(RANKS) * columns);
+    owner->b = random_floats(static_cast<size_t>(RANKS) * rows);
+    adapters->layers[0][i] = {
+        owner->a.data(), owner->b.data(), owner->scale.data(), owner->starts.data(), RANKS, columns, rows, owner};
   }
   layer.input_norm = layer.post_norm = random_floats(hidden);
   layer.q_norm = layer.k_norm = random_floats(shape.head_dim);
