@@ -3,12 +3,16 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 
 import mlx.core as mx
 
 NAME = "engine.kernels.cpu._native"
 HOW = "install a C++20 compiler, then, in the project's folder: pip install --force-reinstall --no-deps ."
+
+# A copy of the code alone, as a Ray job's upload is, finds the extension where genserve is installed.
+sys.modules[__package__].__path__ += [f"{place}/engine/kernels/cpu" for place in sys.path]
 
 
 def missing_reason() -> str | None:
