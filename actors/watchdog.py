@@ -3,6 +3,7 @@
 A step that never returns, a deadlock and a stopped process look alive to everything that asks whether a process exists.
 What ends them is a signal to the process: a stopped one would not take a message. It is asked for its threads' stacks
 first, in a file beside its progress, and killed at the next look. Whatever it says if it wakes up bears an old epoch.
+Time in which it got no core does not count.
 """
 
 import logging
@@ -19,6 +20,7 @@ from actors.node import call, send_after
 from actors.pid import From, Pid, Server
 from actors.progress import Glance, glance, has_writer
 from actors.root_watch import RootWatch
+from actors.starvation import Silence, waits_of
 from actors.system_config import SystemConfig
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Watchdog(GenServer):
         self.num_looks = 0
         self.kills: list[tuple[str, float]] = []
         self.suspects: set[str] = set()  # asked for their stacks at the last look
+        self.silences: dict[str, Silence] = {}  # as of the last look
         send_after(self.seconds, _Look())
 
     def handle_call(self, message: object, from_: From) -> Reply:
@@ -73,10 +76,13 @@ class Watchdog(GenServer):
 
     def look(self, now: float) -> None:
         self.num_looks += 1
-        suspects = set()
+        suspects, silences = set[str](), dict[str, Silence]()
         for path in sorted(self.directory.glob("*")) if self.directory.is_dir() else ():
             seen = glance(path)
-            if seen is None or path.suffix == ".stacks" or not seen.is_stuck(now) or not has_writer(path):
+            if seen is None or path.suffix == ".stacks":
+                continue
+            silence = silences[path.name] = self.silence_of(path.name, seen)
+            if not seen.is_stuck(now - silence.starved_seconds) or not has_writer(path):
                 continue
             if path.name in self.suspects:
                 self.end(path.name, seen, now)
@@ -84,7 +90,14 @@ class Watchdog(GenServer):
                 suspects.add(path.name)
                 with suppress(ProcessLookupError):
                     os.kill(seen.process_id, signal.SIGUSR1)
-        self.suspects = suspects
+        self.suspects, self.silences = suspects, silences
+
+    def silence_of(self, name: str, seen: Glance) -> Silence:
+        """The one of the last look, if it still lasts."""
+        before = self.silences.get(name)
+        if before is None or before.since != seen.beat:
+            return Silence(seen.beat)
+        return before.still(waits_of(seen.process_id))
 
     def end(self, name: str, seen: Glance, now: float) -> None:
         silent = now - (seen.began if seen.began is not None else seen.beat)
