@@ -37,7 +37,7 @@ def function_at(path: str) -> Callable[..., Any]:
 def make_engine(choice: ModelChoice) -> Engine:
     """The model in memory, with an engine around it. MLX binds it to the thread that calls this."""
     model = load_model(choice.source)
-    kernels = choose(model.config, model.weights, choice.options.block_size)
+    kernels = choose(model.config, model.weights, choice.options.block_size, expand=choice.options.expand)
     return Engine(model, kernels, choice.options, make_tokenizer(choice).vocabulary)
 
 

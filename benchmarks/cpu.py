@@ -97,7 +97,7 @@ class Ours:
         )
         x = self.kernels.embed(self.weights, batch.tokens)
         x = self.kernels.layers(x, self.weights, cache, batch, None)
-        logits = self.kernels.logits(x, self.weights, batch.output_rows)
+        logits = self.kernels.logits(x, self.weights, batch.numbers.output_rows)
         drawn = self.kernels.draw(logits, mx.zeros((logits.shape[0], 5)), is_greedy=True, is_filtered=False)
         mx.async_eval(drawn)
         return drawn

@@ -52,14 +52,14 @@ def measure(source: str) -> None:
     print(json.dumps([seconds, num_bytes, peak_bytes() - before, model.config.num_layers]))
 
 
-def write_made_up(directory: Path) -> Path:
+def write_made_up(directory: Path, num_layers: int = NUM_LAYERS) -> Path:
     """A checkpoint with the shapes of a real one and words that mean nothing, written tensor by tensor."""
     config = {
         "model_type": "llama",
         "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,
         "intermediate_size": INNER,
-        "num_hidden_layers": NUM_LAYERS,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": HEADS,
         "rms_norm_eps": 1e-5,
@@ -69,7 +69,7 @@ def write_made_up(directory: Path) -> Path:
     (directory / "config.json").write_text(json.dumps(config))
     matrices = {"model.embed_tokens": (VOCABULARY, WIDTH), "lm_head": (VOCABULARY, WIDTH)}
     vectors = ["model.norm.weight"]
-    for index in range(NUM_LAYERS):
+    for index in range(num_layers):
         prefix = f"model.layers.{index}"
         matrices |= {f"{prefix}.self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"}
         matrices |= {f"{prefix}.mlp.{name}_proj": (INNER, WIDTH) for name in ("gate", "up")}

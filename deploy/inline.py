@@ -40,7 +40,8 @@ class Generation:
         self.model = model
         self.tokenizer = tokenizer
         self.vocabulary = tokenizer.vocabulary
-        self.engine = Engine(model, choose(model.config, model.weights, options.block_size), options, self.vocabulary)
+        kernels = choose(model.config, model.weights, options.block_size, expand=options.expand)
+        self.engine = Engine(model, kernels, options, self.vocabulary)
         self._adapters = dict(adapters or {})
         for name, adapter in self._adapters.items():
             self.engine.attach(name, adapter)

@@ -5,8 +5,11 @@ rows go in the cache and which rows are to be sampled, and nothing of requests.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +23,65 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """T rows of S sequences; integers are int32."""
+class Numbers:
+    """What the host knows of T rows of S sequences; int32."""
 
-    tokens: mx.array  # (T,)
-    positions: mx.array  # (T,)
-    slots: mx.array  # (T,) where a row's keys and values are kept: block * block_size + offset
-    sequence_of: mx.array  # (T,) a row's line of `block_tables`; row i of the decode rows has line i
-    block_tables: mx.array  # (S, blocks of the longest sequence), 0 where a sequence has fewer
-    output_rows: mx.array  # (R,) rows whose logits are wanted
-    adapter_of: mx.array | None  # (T,) index in the adapter stack, -1 for none; None if no row has one
-    num_decode_rows: int
-    max_decode_context: int  # tokens of the longest sequence among the decode rows
-    chunks: tuple[Chunk, ...]
+    positions: NDArray[np.int32]  # (T,)
+    slots: NDArray[np.int32]  # (T,) where a row's keys and values are kept: block * block_size + offset
+    sequence_of: NDArray[np.int32]  # (T,) a row's line of `block_tables`; row i of the decode rows has line i
+    block_tables: NDArray[np.int32]  # (S, blocks of the longest sequence), 0 where a sequence has fewer
+    output_rows: NDArray[np.int32]  # (R,) rows whose logits are wanted
+    adapter_of: NDArray[np.int32] | None  # (T,) index in the adapter stack, -1 for none; None if no row has one
+
+
+class Batch:
+    """Rows as the host knows them (`numbers`), and the same as arrays of MLX, made once, for columns that ask for them.
+
+    A column for a GPU has its own way to bring them there: memory that both sides touch is slow.
+    """
+
+    def __init__(
+        self,
+        tokens: mx.array,
+        positions: ArrayLike,
+        slots: ArrayLike,
+        sequence_of: ArrayLike,
+        block_tables: ArrayLike,
+        output_rows: ArrayLike,
+        adapter_of: ArrayLike | None,
+        num_decode_rows: int,
+        max_decode_context: int,
+        chunks: tuple[Chunk, ...],
+    ) -> None:
+        self.tokens = tokens  # (T,), maybe still on their way
+        self.numbers = Numbers(
+            np.asarray(positions, np.int32),
+            np.asarray(slots, np.int32),
+            np.asarray(sequence_of, np.int32),
+            np.asarray(block_tables, np.int32),
+            np.asarray(output_rows, np.int32),
+            None if adapter_of is None else np.asarray(adapter_of, np.int32),
+        )
+        self.num_decode_rows = num_decode_rows
+        self.max_decode_context = max_decode_context  # tokens of the longest sequence among the decode rows
+        self.chunks = chunks
 
     @property
     def num_rows(self) -> int:
         return self.tokens.size
+
+    @cached_property
+    def positions(self) -> mx.array:
+        return mx.array(self.numbers.positions)
+
+    @cached_property
+    def slots(self) -> mx.array:
+        return mx.array(self.numbers.slots)
+
+    @cached_property
+    def sequence_of(self) -> mx.array:
+        return mx.array(self.numbers.sequence_of)
+
+    @cached_property
+    def block_tables(self) -> mx.array:
+        return mx.array(self.numbers.block_tables)

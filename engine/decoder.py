@@ -11,13 +11,9 @@ from engine.weights import Weights
 
 def hidden(weights: Weights, kernels: Kernels, cache: KVCache, batch: Batch, lora: LoraRows | None = None) -> mx.array:
     """What the last layer gives, (T, hidden); keys and values of all rows are in the cache after."""
-    x = kernels.embed(weights, batch.tokens)
-    for index, layer in enumerate(weights.layers):
-        x = kernels.attention(x, layer, index, cache.layers[index], batch, lora)
-        x = kernels.feed_forward(x, layer, index, lora)
-    return x
+    return kernels.layers(kernels.embed(weights, batch.tokens), weights, cache, batch, lora)
 
 
 def head(weights: Weights, kernels: Kernels, x: mx.array, batch: Batch) -> mx.array:
     """The logits of the batch's output rows, (R, vocabulary)."""
-    return kernels.logits(x, weights, batch.output_rows)
+    return kernels.logits(x, weights, batch.numbers.output_rows)

@@ -22,6 +22,7 @@ from engine.event import (
     TokenEvent,
     TokenLogprob,
 )
+from engine.kernels.expand import Expand
 from engine.kernels.table import Kernels
 from engine.limits import Capacity, check
 from engine.outputs import outputs_of
@@ -50,6 +51,7 @@ class EngineOptions:
     max_sequences: int = 64
     max_context: int | None = None  # None: what the model was made for
     max_adapter_bytes: int = 2 << 30
+    expand: Expand = "auto"  # keep float copies of quantized weights for large batches
 
 
 class Engine:
@@ -79,6 +81,7 @@ class Engine:
         )
         cache = KVCache(config, num_blocks, options.block_size, dtype)
         self.runner = Runner(kernels.prepare(model.weights), kernels, cache)
+        kernels.warm_up(self.runner.weights, cache, options.max_sequences, options.max_batch_tokens)
         self.shelf = Shelf(config.num_layers, options.max_adapter_bytes)
         self.roster = Roster()
         self.counts: Counter[str] = Counter()

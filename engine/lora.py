@@ -8,10 +8,13 @@ rank and gather a copy of both matrices for each token, which is slow in prefill
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import ArrayLike
 
 from engine.adapter import Adapter, LowRank
 from engine.weights import LINEAR_MODULES, Layer, Linear
@@ -104,10 +107,14 @@ class AdapterStack:
 class LoraRows:
     """A stack together with each row's choice, for one batch."""
 
-    def __init__(self, stack: AdapterStack, adapter_of: mx.array) -> None:
+    def __init__(self, stack: AdapterStack, adapter_of: ArrayLike) -> None:
         self.stack = stack
-        self.adapter_of = adapter_of  # (T,) int32, -1 for none
+        self.numbers = np.asarray(adapter_of, np.int32)  # (T,) -1 for none
         self._masks: dict[int, mx.array] = {}
+
+    @cached_property
+    def adapter_of(self) -> mx.array:
+        return mx.array(self.numbers)
 
     def mask(self, layout: RankLayout) -> mx.array:
         """(T, R): an adapter's scale where a rank row belongs to the row's adapter, else 0."""

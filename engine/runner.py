@@ -36,10 +36,11 @@ class Launched:
     outputs: Outputs
     tokens: mx.array | None  # (draws,)
     scores: Scores | None
+    kernels: Kernels  # that drew them
 
     def read_tokens(self) -> list[int]:
         """Wait for the step; the tokens of all draws."""
-        return [] if self.tokens is None else np.array(self.tokens).tolist()
+        return [] if self.tokens is None else self.kernels.read(self.tokens)
 
     def read_scores(self) -> tuple[dict[int, TokenLogprob], list[TokenLogprob]]:
         """Logprobs of the drawn tokens by draw, and those of prompt tokens in their order."""
@@ -73,18 +74,19 @@ class Runner:
         if copies:
             self.cache.copy_blocks(copies)
         batch = self.batch(rows, chunks, outputs)
-        lora = None if batch.adapter_of is None or stack is None else LoraRows(stack, batch.adapter_of)
+        adapter_of = batch.numbers.adapter_of
+        lora = None if adapter_of is None or stack is None else LoraRows(stack, adapter_of)
         x = hidden(self.weights, self.kernels, self.cache, batch, lora)
         if not outputs.num_rows:
             self._previous = mx.array(NO_TOKENS)
             mx.async_eval(self.cache.arrays())
-            return Launched(chunks, outputs, None, None)
+            return Launched(chunks, outputs, None, None, self.kernels)
         logits = head(self.weights, self.kernels, x, batch)
         tokens = self.draw(logits, batch, rows, outputs)
         scores = self.score(logits, tokens, outputs)
         mx.async_eval([tokens] if scores is None else [tokens, *scores.arrays()])
         self._previous = tokens
-        return Launched(chunks, outputs, tokens if outputs.num_draws else None, scores)
+        return Launched(chunks, outputs, tokens if outputs.num_draws else None, scores, self.kernels)
 
     def batch(self, rows: Rows, chunks: tuple[PlannedChunk, ...], outputs: Outputs) -> Batch:
         """Decode rows as they stand, then the chunks."""
@@ -102,11 +104,11 @@ class Runner:
         slots = tables[all_sequences, all_positions // size] * size + all_positions % size
         return Batch(
             tokens=self.tokens(rows, chunks),
-            positions=mx.array(all_positions),
-            slots=mx.array(slots),
-            sequence_of=mx.array(all_sequences),
-            block_tables=mx.array(tables),
-            output_rows=mx.array(outputs.rows),
+            positions=all_positions,
+            slots=slots,
+            sequence_of=all_sequences,
+            block_tables=tables,
+            output_rows=outputs.rows,
             adapter_of=adapters_of(rows, chunks),
             num_decode_rows=count,
             max_decode_context=int(decode.max()) + 1 if count else 0,
@@ -146,7 +148,7 @@ class Runner:
         if wishes:
             logits = adjust(logits, wishes, batch.tokens)
         knobs, is_greedy, is_filtered = outputs.knobs(rows)
-        return self.kernels.draw(logits, mx.array(knobs), is_greedy=is_greedy, is_filtered=is_filtered)
+        return self.kernels.draw(logits, knobs, is_greedy=is_greedy, is_filtered=is_filtered)
 
     def score(self, logits: mx.array, tokens: mx.array, outputs: Outputs) -> Scores | None:
         """Logprobs, where they are asked for, of drawn tokens and then of prompt tokens."""
@@ -163,11 +165,11 @@ class Runner:
         return score(logits[mx.array(rows, mx.int32)], targets, num_top)
 
 
-def adapters_of(rows: Rows, chunks: tuple[PlannedChunk, ...]) -> mx.array | None:
+def adapters_of(rows: Rows, chunks: tuple[PlannedChunk, ...]) -> NDArray[np.int32] | None:
     """Each row's adapter slot; None if no row has one."""
     slots = [chunk.sequence.adapter_slot for chunk in chunks]
     decode = rows.adapters[: len(rows)]
     if all(slot is None for slot in slots) and not (decode >= 0).any():
         return None
     parts = [np.full(c.length, -1 if s is None else s, np.int32) for c, s in zip(chunks, slots, strict=True)]
-    return mx.array(np.concatenate([decode, *parts]))
+    return np.concatenate([decode, *parts])

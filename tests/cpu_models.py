@@ -169,7 +169,7 @@ def logits_by_halves(
     kernels: Kernels, weights: Weights, cache: KVCache, batch: Batch, stack: AdapterStack | None = None
 ) -> np.ndarray:
     """Logits of all rows, one operation a half."""
-    lora = None if stack is None or batch.adapter_of is None else LoraRows(stack, batch.adapter_of)
+    lora = None if stack is None or batch.numbers.adapter_of is None else LoraRows(stack, batch.numbers.adapter_of)
     x = kernels.embed(weights, batch.tokens)
     for index, layer in enumerate(weights.layers):
         x = kernels.attention(x, layer, index, cache.layers[index], batch, lora)

@@ -196,6 +196,9 @@ class PaperKernels:
     def prepare(self, weights: Weights) -> Weights:
         return weights
 
+    def warm_up(self, weights: Weights, cache: object, max_rows: int, max_tokens: int) -> None:
+        """There is nothing to warm."""
+
 
 @dataclass
 class PaperLaunched:

@@ -123,15 +123,15 @@ def test_attention_half(bits, group):
     found = []
     for kernels in columns:
         layer, keys = kernels.prepare(weights).layers[0], make_cache(numbers, tables, BLOCK, "float32")
-        found.append(kernels.attention(x, layer, 0, keys.layers[0], batch, LoraRows(stack, batch.adapter_of)) - x)
-    wanted = exact_attention(numbers, weights.layers[0], x, batch, LoraRows(stack, batch.adapter_of))
+        found.append(kernels.attention(x, layer, 0, keys.layers[0], batch, LoraRows(stack, batch.numbers.adapter_of)) - x)
+    wanted = exact_attention(numbers, weights.layers[0], x, batch, LoraRows(stack, batch.numbers.adapter_of))
     assert_no_farther(found[1], found[0], wanted)
 
 
 @formats
 def test_feed_forward_half(bits, group):
     _, weights, _, batch, stack, x, columns = half_world(bits, group)
-    lora = LoraRows(stack, batch.adapter_of)
+    lora = LoraRows(stack, batch.numbers.adapter_of)
     found = [kernels.feed_forward(x, kernels.prepare(weights).layers[0], 0, lora) - x for kernels in columns]
     assert_no_farther(found[1], found[0], exact_feed_forward(weights.layers[0], x, lora))
 

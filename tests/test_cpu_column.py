@@ -43,7 +43,7 @@ def step(world, cache, first, count=1):
     numbers, kernels, weights, tables = world
     batch = make_batch([Run(0, first, count)], tables, BLOCK, numbers.vocabulary)
     x = kernels.layers(kernels.embed(weights, batch.tokens), weights, cache, batch, None)
-    return kernels.logits(x, weights, batch.output_rows)
+    return kernels.logits(x, weights, batch.numbers.output_rows)
 
 
 def test_cache_is_written_in_place(world):

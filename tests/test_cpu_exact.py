@@ -147,10 +147,10 @@ def test_all_layers_as_one_operation_have_the_bits_of_the_halves():
     for runs in ([Run(0, 0, 20), Run(1, 0, 11)], [Run(0, 20, 1), Run(1, 11, 30)]):
         batch = make_batch(runs, tables, 16, model.vocabulary, [1, 0])
         halves = logits_by_halves(kernels, weights, caches[0], batch, stack)
-        assert batch.adapter_of is not None
-        lora = LoraRows(stack, batch.adapter_of)
+        assert batch.numbers.adapter_of is not None
+        lora = LoraRows(stack, batch.numbers.adapter_of)
         x = kernels.layers(kernels.embed(weights, batch.tokens), weights, caches[1], batch, lora)
-        assert np.array_equal(halves, np.array(kernels.logits(x, weights, batch.output_rows)))
+        assert np.array_equal(halves, np.array(kernels.logits(x, weights, batch.numbers.output_rows)))
     for one, other in zip(caches[0].arrays(), caches[1].arrays(), strict=True):
         assert np.array_equal(np.array(one), np.array(other))
 

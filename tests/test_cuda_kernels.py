@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.adapter import Adapter, LowRank
 from engine.batch import Batch, Chunk
 from engine.cache import KVCache
 from engine.config import ModelConfig
+from engine.decoder import hidden
 from engine.kernels.cuda import CudaKernels
+from engine.kernels.cuda.adapters import Pairs, StackOnDevice, add_pairs, plan_tiles
 from engine.kernels.cuda.matrices import Matrices
+from engine.kernels.cuda.operands import Operands
 from engine.kernels.portable import PortableKernels
+from engine.lora import LoraRows, stack_adapters
 from engine.quantized import QuantizedTensor, dequantize, quantize
 from engine.sampling import draw
-from engine.weights import Layer, Linear, Weights
+from engine.weights import LINEAR_MODULES, Layer, Linear, Weights
 
 HAS_CUDA = hasattr(mx, "cuda") and mx.cuda.is_available()
 pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or MLX built without CUDA")
@@ -68,7 +73,7 @@ def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def test_product_with_a_residual_is_near_float64(bits: int, group: int) -> None:
     for inner in (512, 1536):
         w = weight(256, inner, bits, group)
-        matrices = Matrices((w,), {})
+        matrices = Matrices(Operands((w,), {}))
         for rows in ROWS:
             x, added = random(rows, inner), random(rows, 256)
             assert error(matrices(x, added), exact(x) @ exact(w).T + exact(added)) < 5e-3, (inner, rows)
@@ -78,12 +83,12 @@ def test_product_with_a_residual_is_near_float64(bits: int, group: int) -> None:
 def test_three_products_with_a_norm_are_near_float64(bits: int, group: int) -> None:
     inner, norm = 1024, 1 + random(1024, scale=0.1)
     weights = tuple(weight(out, inner, bits, group) for out in (256, 128, 128))
-    bias = random(512)
-    for matrices in (Matrices(weights, {}, None, norm), Matrices(weights, {}, bias, norm)):
+    for bias in (None, random(512)):
+        matrices = Matrices(Operands(weights, {}, bias, norm))
         for rows in ROWS:
             x = random(rows, inner, scale=3.0)
             wanted = normed(exact(x), exact(norm), 1e-6) @ np.concatenate([exact(w) for w in weights]).T
-            wanted += 0 if matrices.bias is None else exact(bias)
+            wanted += 0 if bias is None else exact(bias)
             assert error(matrices(x), wanted) < 7e-3, rows
 
 
@@ -92,7 +97,7 @@ def test_gated_product_is_near_float64(bits: int, group: int) -> None:
     inner, norm = 1024, 1 + random(1024, scale=0.1)
     gate, up = weight(384, inner, bits, group), weight(384, inner, bits, group)
     for is_expanded in (False, True):
-        matrices = Matrices((gate, up), {}, None, norm, is_gated=True)
+        matrices = Matrices(Operands((gate, up), {}, None, norm, is_gated=True))
         if is_expanded:
             matrices.expand()
         for rows in ROWS:
@@ -103,7 +108,7 @@ def test_gated_product_is_near_float64(bits: int, group: int) -> None:
 
 def test_head_takes_some_rows_and_gives_floats() -> None:
     w, norm = weight(1280, 512, 4, 64), 1 + random(512, scale=0.1)
-    matrices = Matrices((w,), {}, None, norm, is_float=True, dense_from=1 << 30)
+    matrices = Matrices(Operands((w,), {}, None, norm, is_float=True))
     x = random(70, 512)
     for count in (1, 3, 8, 20, 66):
         at = np.random.default_rng(count).integers(0, 70, count).astype(np.int32)
@@ -114,7 +119,7 @@ def test_head_takes_some_rows_and_gives_floats() -> None:
 
 def test_unwritten_outputs_do_not_exist() -> None:
     w = weight(512, 1024, 4, 64)
-    matrices, poison = Matrices((w,), {}), mx.full((64, 512), float("nan"), mx.bfloat16)
+    matrices, poison = Matrices(Operands((w,), {})), mx.full((64, 512), float("nan"), mx.bfloat16)
     for rows in (3, 11, 40):
         mx.eval(poison + 1)
         x = random(rows, 1024)
@@ -175,11 +180,11 @@ def batch_of(contexts: list[int], chunks: list[tuple[int, int]], size: int) -> B
     slots = tables[of, at // size] * size + at % size
     return Batch(
         mx.array(np.random.default_rng(1).integers(0, 1024, len(at)).astype(np.int32)),
-        mx.array(at.astype(np.int32)),
-        mx.array(slots.astype(np.int32)),
-        mx.array(of.astype(np.int32)),
-        mx.array(tables),
-        mx.array(np.arange(len(at), dtype=np.int32)),
+        at,
+        slots,
+        of,
+        tables,
+        np.arange(len(at)),
         None,
         len(contexts),
         max(contexts, default=0),
@@ -218,12 +223,12 @@ def test_forward_pass_is_near_the_portable_one_in_float32(kind: str, shape: tupl
         mx.random.seed(7)
         weights = model(config, has_norms)
         batch = batch_of(*BATCHES[kind], size)
-        blocks = int(batch.block_tables.max().item()) + 2
+        blocks = int(batch.numbers.block_tables.max()) + 2
         wide = replace(weights.map(lambda w: dequantize(w).astype(mx.float32)))
         ours, theirs = CudaKernels(config, size, expand="never"), PortableKernels(config, size)
         cache, reference = filled(config, blocks, size, 3, "bfloat16"), filled(config, blocks, size, 3, "float32")
         prepared = ours.prepare(weights)
-        x = ours.hidden(prepared, cache, batch, None)
+        x = hidden(prepared, ours, cache, batch)
         y = theirs.embed(wide, batch.tokens)
         for index, layer in enumerate(wide.layers):
             y = theirs.attention(y, layer, index, reference.layers[index], batch, None)
@@ -235,13 +240,96 @@ def test_forward_pass_is_near_the_portable_one_in_float32(kind: str, shape: tupl
         assert error(ours.embed(prepared, batch.tokens), exact(theirs.embed(wide, batch.tokens))) < 5e-3
 
 
+RANKS = (16, 8, 3, 40)
+
+
+def adapters_of(config: ModelConfig, names: tuple[str, ...] = LINEAR_MODULES) -> list[Adapter]:
+    """Of several ranks; the last one knows fewer modules than the others."""
+    hidden_size, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
+    query, key = config.num_heads * d, config.num_kv_heads * d
+    sizes = {
+        "q_proj": (hidden_size, query),
+        "k_proj": (hidden_size, key),
+        "v_proj": (hidden_size, key),
+        "o_proj": (query, hidden_size),
+        "gate_proj": (hidden_size, inner),
+        "up_proj": (hidden_size, inner),
+        "down_proj": (inner, hidden_size),
+    }
+    adapters = []
+    for number, rank in enumerate(RANKS):
+        known = [name for name in names if number < len(RANKS) - 1 or name in ("q_proj", "v_proj", "up_proj")]
+        modules = {
+            (layer, name): LowRank(
+                random(sizes[name][0], rank, scale=sizes[name][0] ** -0.5), random(rank, sizes[name][1]), 0.5 + number
+            )
+            for layer in range(config.num_layers)
+            for name in known
+        }
+        adapters.append(Adapter(modules, str(number)))
+    return adapters
+
+
+def test_tiles_hold_every_row_once_with_those_of_its_adapter() -> None:
+    for rows in (1, 7, 8, 9, 64, 300):
+        adapter_of = np.random.default_rng(rows).integers(-1, 5, rows).astype(np.int32)
+        tiles = plan_tiles(adapter_of)
+        found = [(line[0], row) for line in tiles for row in line[2 : 2 + line[1]]]
+        assert sorted(row for _, row in found) == list(range(rows))
+        assert all(adapter_of[row] == adapter for adapter, row in found)
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_what_adapters_add_is_near_float64(has_norm: bool) -> None:
+    config = config_of(128, 8, 2)
+    stack = StackOnDevice(stack_adapters(adapters_of(config), config.num_layers))
+    norm = 1 + random(512, scale=0.1)
+    weights = tuple(weight(out, 512, 4, 64) for out in (1024, 256, 256))
+    operands = Operands(weights, {}, None, norm if has_norm else None)
+    pairs = stack.pairs(1, ("q_proj", "k_proj", "v_proj"))
+    assert isinstance(pairs, Pairs)
+    for rows in (1, 5, 64, 200):
+        adapter_of = np.random.default_rng(rows).integers(-1, len(RANKS), rows).astype(np.int32)
+        x, added = random(rows, 512, scale=2.0), random(rows, 1536)
+        found = add_pairs(operands, pairs, mx.array(plan_tiles(adapter_of)) + 0, x, rows, added)
+        h = normed(exact(x), exact(norm), 1e-6) if has_norm else exact(x)
+        wanted = exact(added)
+        for row, adapter in enumerate(adapter_of):
+            column = 0
+            for one, width in zip(pairs.stacked, (1024, 256, 256), strict=True):
+                assert one is not None
+                starts = np.array(one.layout.starts)
+                own = slice(starts[adapter], starts[adapter + 1]) if adapter >= 0 else slice(0, 0)
+                scale = np.array(one.layout.scale)[own]
+                wanted[row, column : column + width] += (h[row] @ exact(one.a)[own].T * scale) @ exact(one.b)[own]
+                column += width
+        assert error(found, wanted) < 5e-3, rows
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_forward_pass_with_adapters_is_near_the_portable_one_in_float32(kind: str) -> None:
+    config = config_of(128, 8, 2)
+    mx.random.seed(11)
+    weights = model(config)
+    batch = batch_of(*BATCHES[kind], 16)
+    for names in (LINEAR_MODULES, ("v_proj", "down_proj")):
+        adapter_of = np.random.default_rng(2).integers(-1, len(RANKS), batch.num_rows).astype(np.int32)
+        lora = LoraRows(stack_adapters(adapters_of(config, names), config.num_layers), adapter_of)
+        blocks = int(batch.numbers.block_tables.max()) + 2
+        wide = replace(weights.map(lambda w: dequantize(w).astype(mx.float32)))
+        ours, theirs = CudaKernels(config, 16, expand="never"), PortableKernels(config, 16)
+        cache, reference = filled(config, blocks, 16, 3, "bfloat16"), filled(config, blocks, 16, 3, "float32")
+        x = hidden(ours.prepare(weights), ours, cache, batch, lora)
+        assert error(x, exact(hidden(wide, theirs, reference, batch, lora))) < 2e-2
+
+
 def test_half_steps_do_what_the_whole_stack_does() -> None:
     config = config_of(128, 8, 2)
     weights, batch = model(config), batch_of([40, 500, 20], [], 16)
     kernels = CudaKernels(config, 16, expand="never")
     prepared = kernels.prepare(weights)
     first, second = filled(config, 64, 16, 3, "bfloat16"), filled(config, 64, 16, 3, "bfloat16")
-    whole = kernels.hidden(prepared, first, batch, None)
+    whole = hidden(prepared, kernels, first, batch)
     x = kernels.embed(prepared, batch.tokens)
     for index, layer in enumerate(prepared.layers):
         x = kernels.attention(x, layer, index, second.layers[index], batch, None)
@@ -258,7 +346,7 @@ def test_a_step_repeated_gives_the_same_bits() -> None:
     prepared = kernels.prepare(weights)
     results = []
     for _ in range(3):
-        results.append(kernels.hidden(prepared, filled(config, 200, 16, 3, "bfloat16"), batch, None))
+        results.append(hidden(prepared, kernels, filled(config, 200, 16, 3, "bfloat16"), batch))
         mx.eval(results[-1])
     assert all(mx.array_equal(results[0], other).item() for other in results[1:])
 
@@ -269,7 +357,7 @@ def test_a_step_repeated_gives_the_same_bits() -> None:
 def test_greedy_draw_takes_the_first_of_the_largest() -> None:
     kernels = CudaKernels(config_of(128, 8, 2), 16, expand="never")
     logits = mx.round(mx.random.normal((9, 151936)) * 4)
-    found = kernels.draw(logits, mx.zeros((9, 5)), is_greedy=True, is_filtered=False)
+    found = kernels.draw(logits, np.zeros((9, 5), np.float32), is_greedy=True, is_filtered=False)
     assert mx.array_equal(found, mx.argmax(logits, axis=-1).astype(mx.int32)).item()
 
 
@@ -286,6 +374,6 @@ def test_draws_are_the_portable_ones(top_k: int, top_p: float, min_p: float) -> 
         knobs[:] = temperature, top_k, top_p, min_p, 0
         knobs[:, 4] = np.random.default_rng(5).random(rows)
         is_filtered = bool(top_k or top_p < 1)
-        found = np.array(kernels.draw(logits, mx.array(knobs), is_greedy=False, is_filtered=is_filtered))
+        found = np.array(kernels.draw(logits, knobs, is_greedy=False, is_filtered=is_filtered))
         wanted = np.array(draw(logits, mx.array(knobs), is_greedy=False, is_filtered=is_filtered))
         assert (found != wanted).sum() <= 2  # rounding of the sums may move a boundary past the drawn number

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +14,7 @@ from deploy.bench.workload import Arrival, Range, make_workload
 from deploy.cli.progress import errors, shown_progress
 from engine.engine import Engine, EngineOptions
 from engine.kernels.choose import choose
+from engine.kernels.expand import EXPAND_HELP, Expand
 from engine.limits import MAX_SEED, check_integer, check_real
 from engine.refusal import Unsupported
 from engine.weights import Model
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-tokens", type=int, default=512, help="budget of a step")
     parser.add_argument("--sequences", type=int, default=64, help="how many run at once")
+    parser.add_argument("--expand", choices=get_args(Expand), default="auto", help=EXPAND_HELP)
     parser.add_argument("--reference", type=int, default=8, help="requests for mlx-lm, which may be slow; 0 for none")
     parser.add_argument("--json", action="store_true", help="one object for programs")
 
@@ -70,8 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def ours(model: Model, arrivals: list[Arrival], adapters: tuple[str, ...], arguments: argparse.Namespace) -> Timings:
-    options = EngineOptions(max_batch_tokens=arguments.batch_tokens, max_sequences=arguments.sequences)
-    engine = Engine(model, choose(model.config, model.weights, options.block_size), options)
+    options = EngineOptions(
+        max_batch_tokens=arguments.batch_tokens, max_sequences=arguments.sequences, expand=arguments.expand
+    )
+    engine = Engine(model, choose(model.config, model.weights, options.block_size, expand=options.expand), options)
     for index, name in enumerate(adapters):
         engine.attach(name, made_up_adapter(model.config, arguments.rank, index))
     with Bar("genserve", arrivals) as bar:

@@ -6,6 +6,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import get_args
 
 from actors.client import Client
 from actors.model_loading import ModelChoice
@@ -17,6 +18,8 @@ from deploy.http.door import DoorConfig, door_spec
 from deploy.http.inline_model import inline_model
 from deploy.http.keys import NO_KEYS, Keys
 from deploy.http.serve import HOST, PORT, serve
+from engine.engine import EngineOptions
+from engine.kernels.expand import EXPAND_HELP, Expand
 from engine.limits import check_integer
 from engine.refusal import BadRequest
 from loaders.sources import locate
@@ -46,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partitions", type=int, default=1, help="request servers")
     parser.add_argument("--power-safe", action="store_true", help="accept nothing before it is on the disk itself")
     parser.add_argument("--directory", type=Path, help="where journals are kept (default: below ~/.genserve)")
+    parser.add_argument("--expand", choices=get_args(Expand), default="auto", help=EXPAND_HELP)
     parser.add_argument("--address", help="a Ray to join; without it one is started here")
     parser.add_argument("--inline", action="store_true", help="all in this process, without Ray: to try things out")
 
@@ -84,7 +88,8 @@ def run_inline(arguments: argparse.Namespace) -> int:
         place = locate(arguments.model, on_progress)
     tokenizer = load_tokenizer(place)
     name, keys = Path(arguments.model).name, keys_of(arguments)
-    backend = inline_model(place, tokenizer, name=name, adapters=arguments.adapters)
+    options = EngineOptions(expand=arguments.expand)
+    backend = inline_model(place, tokenizer, name=name, adapters=arguments.adapters, options=options)
 
     def started(url: str) -> None:
         errors.print(f"genserve is running in one process: {url}", highlight=False)
@@ -126,7 +131,7 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress)  # fetched here, where its progress is seen
     config = SystemConfig(
-        ModelChoice(str(place), adapters=tuple(map(name_and_path, arguments.adapter))),
+        ModelChoice(str(place), EngineOptions(expand=arguments.expand), tuple(map(name_and_path, arguments.adapter))),
         str(arguments.directory or default_directory(arguments.model)),
         level="power-safe" if arguments.power_safe else "kill-safe",
         partitions=arguments.partitions,

@@ -29,7 +29,7 @@ def inline_model(
     @cache
     def loaded() -> tuple[Model, Kernels]:
         model = load_model(source)
-        return model, choose(model.config, model.weights, options.block_size)
+        return model, choose(model.config, model.weights, options.block_size, expand=options.expand)
 
     def build() -> Engine:
         model, kernels = loaded()

@@ -5,22 +5,30 @@ import logging
 import mlx.core as mx
 
 from engine.config import ModelConfig
+from engine.kernels.expand import Expand
 from engine.kernels.portable import PortableKernels
 from engine.kernels.table import Kernels
-from engine.kernels.trial import try_column
+from engine.kernels.trial import SMALL, WIDE, try_column
 from engine.weights import Weights
 
 log = logging.getLogger("genserve")
 CPU_TOLERANCE = 1e-4  # relative to the largest logit; both sides compute in float32
+CUDA_TOLERANCE = 0.15  # both sides round to bfloat16; a wrong kernel is off by as much as the logits themselves
 
 
-def choose(config: ModelConfig, weights: Weights, block_size: int, *, takes_weights: bool = False) -> Kernels:
+def choose(
+    config: ModelConfig, weights: Weights, block_size: int, *, takes_weights: bool = False, expand: Expand = "auto"
+) -> Kernels:
     """The fastest column that works here; what is left out is told, with the reason.
 
     `takes_weights`: the column may empty the tensors that it is given to prepare, so that memory does not double.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
         column = cpu_column(config, weights, block_size, takes_weights)
+        if column is not None:
+            return column
+    elif mx.cuda.is_available():
+        column = cuda_column(config, weights, block_size, expand)
         if column is not None:
             return column
     return PortableKernels(config, block_size)
@@ -35,7 +43,7 @@ def cpu_column(config: ModelConfig, weights: Weights, block_size: int, takes_wei
         return None
     from engine.kernels.cpu.column import CpuKernels  # only now: it imports what may not be built
 
-    trial = try_column(lambda small: CpuKernels(small, block_size), config, weights, block_size)
+    trial = try_column(lambda small: CpuKernels(small, block_size), config, weights, block_size, SMALL)
     if not trial.passes(CPU_TOLERANCE):
         log.warning(
             "the CPU kernels are left out, for they disagree with the portable ones on this machine: "
@@ -43,3 +51,24 @@ def cpu_column(config: ModelConfig, weights: Weights, block_size: int, takes_wei
         )
         return None
     return CpuKernels(config, block_size, takes_weights=takes_weights)
+
+
+def cuda_column(config: ModelConfig, weights: Weights, block_size: int, expand: Expand) -> Kernels | None:
+    from engine.kernels.cuda import CompileError, CudaKernels, missing_reason
+
+    reason = missing_reason()
+    if reason is not None:
+        log.warning(reason)
+        return None
+    try:
+        trial = try_column(lambda small: CudaKernels(small, block_size, "never"), config, weights, block_size, WIDE)
+    except CompileError as error:
+        log.warning(f"the CUDA kernels are left out, for they do not compile here: {error}")
+        return None
+    if not trial.passes(CUDA_TOLERANCE):
+        log.warning(
+            "the CUDA kernels are left out, for they disagree with the portable ones on this machine: "
+            f"logits by {trial.logits_error:.1e}, {trial.num_wrong_tokens} tokens drawn otherwise"
+        )
+        return None
+    return CudaKernels(config, block_size, expand)

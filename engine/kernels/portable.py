@@ -5,10 +5,13 @@ padded to the longest and masked; each prefill chunk on its own.
 """
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.batch import Batch, Chunk
-from engine.cache import CacheDtype, LayerCache
+from engine.cache import CacheDtype, KVCache, LayerCache
 from engine.config import ModelConfig
+from engine.kernels.table import Kernels
 from engine.lora import LoraRows, project
 from engine.quantized import QuantizedTensor
 from engine.rotary import rotary
@@ -34,10 +37,16 @@ class PortableKernels:
         """On a CPU, floats become float32: half precision is emulated there, a hundred times slower."""
         return weights.map(as_float32) if self.is_cpu else weights
 
+    def warm_up(self, weights: Weights, cache: KVCache, max_rows: int, max_tokens: int) -> None:
+        """MLX brings its kernels along, or compiles them on the way."""
+
     def embed(self, weights: Weights, tokens: mx.array) -> mx.array:
         table = weights.embed_tokens
         x = table.rows(tokens) if isinstance(table, QuantizedTensor) else table[tokens]
         return x.astype(weights.norm.dtype)
+
+    def layers(self, x: mx.array, weights: Weights, cache: KVCache, batch: Batch, lora: LoraRows | None) -> mx.array:
+        return one_by_one(self, x, weights, cache, batch, lora)
 
     def attention(
         self, x: mx.array, layer: Layer, index: int, cache: LayerCache, batch: Batch, lora: LoraRows | None
@@ -102,12 +111,25 @@ class PortableKernels:
         up = project("up_proj", layer, index, h, lora)
         return x + project("down_proj", layer, index, gate * mx.sigmoid(gate) * up, lora)
 
-    def logits(self, x: mx.array, weights: Weights, rows: mx.array) -> mx.array:
-        h = mx.fast.rms_norm(x[rows], weights.norm, self.config.rms_norm_eps)
+    def logits(self, x: mx.array, weights: Weights, rows: NDArray[np.int32]) -> mx.array:
+        h = mx.fast.rms_norm(x[mx.array(rows)], weights.norm, self.config.rms_norm_eps)
         return (h @ weights.head.T).astype(mx.float32)
 
-    def draw(self, logits: mx.array, knobs: mx.array, *, is_greedy: bool, is_filtered: bool) -> mx.array:
-        return draw(logits, knobs, is_greedy=is_greedy, is_filtered=is_filtered)
+    def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
+        return draw(logits, mx.array(knobs), is_greedy=is_greedy, is_filtered=is_filtered)
+
+    def read(self, tokens: mx.array) -> list[int]:
+        return [int(token) for token in np.array(tokens)]
+
+
+def one_by_one(
+    kernels: Kernels, x: mx.array, weights: Weights, cache: KVCache, batch: Batch, lora: LoraRows | None
+) -> mx.array:
+    """All layers, half by half."""
+    for index, layer in enumerate(weights.layers):
+        x = kernels.attention(x, layer, index, cache.layers[index], batch, lora)
+        x = kernels.feed_forward(x, layer, index, lora)
+    return x
 
 
 def as_float32(w: mx.array) -> mx.array:

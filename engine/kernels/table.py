@@ -8,9 +8,11 @@ A column is built for one model's numbers; how it does an operation is its own a
 from typing import Protocol
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.batch import Batch
-from engine.cache import CacheDtype, LayerCache
+from engine.cache import CacheDtype, KVCache, LayerCache
 from engine.lora import LoraRows
 from engine.weights import Layer, Weights
 
@@ -27,6 +29,12 @@ class Kernels(Protocol):
     def embed(self, weights: Weights, tokens: mx.array) -> mx.array:
         """Rows of the embedding, (T, hidden)."""
 
+    def warm_up(self, weights: Weights, cache: KVCache, max_rows: int, max_tokens: int) -> None:
+        """Do what the first batches of so many decode rows, and tokens in all, would have to wait for."""
+
+    def layers(self, x: mx.array, weights: Weights, cache: KVCache, batch: Batch, lora: LoraRows | None) -> mx.array:
+        """Both halves of each layer in turn."""
+
     def attention(
         self, x: mx.array, layer: Layer, index: int, cache: LayerCache, batch: Batch, lora: LoraRows | None
     ) -> mx.array:
@@ -35,8 +43,11 @@ class Kernels(Protocol):
     def feed_forward(self, x: mx.array, layer: Layer, index: int, lora: LoraRows | None) -> mx.array:
         """x + down(silu(gate(norm(x))) * up(norm(x)))."""
 
-    def logits(self, x: mx.array, weights: Weights, rows: mx.array) -> mx.array:
+    def logits(self, x: mx.array, weights: Weights, rows: NDArray[np.int32]) -> mx.array:
         """The head of some rows, (R, vocabulary), float32."""
 
-    def draw(self, logits: mx.array, knobs: mx.array, *, is_greedy: bool, is_filtered: bool) -> mx.array:
+    def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
         """One token a row, (R,) int32, as `engine.sampling` defines it; `knobs` is (R, 5) float32."""
+
+    def read(self, tokens: mx.array) -> list[int]:
+        """Wait for tokens that were drawn."""

@@ -14,15 +14,28 @@ from engine.adapter import Adapter, LowRank
 from engine.batch import Batch, Chunk
 from engine.cache import KVCache
 from engine.config import ModelConfig
-from engine.decoder import head, hidden
+from engine.decoder import head
+from engine.decoder import hidden as run_layers
 from engine.kernels.portable import PortableKernels
 from engine.kernels.table import Kernels
 from engine.lora import LoraRows, stack_adapters
 from engine.quantized import QuantizedTensor, quantize
 from engine.weights import Layer, Linear, Weights
 
-HIDDEN, INNER, VOCABULARY = 128, 256, 160
 PROMPT = 21
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What of a trial's model is not the model's own."""
+
+    hidden: int
+    inner: int
+    vocabulary: int
+
+
+SMALL = Size(128, 256, 160)
+WIDE = Size(512, 1024, 256)  # for kernels that take no narrower matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +49,15 @@ class Trial:
         return self.logits_error <= tolerance and self.num_wrong_tokens == 0
 
 
-def try_column(make: Callable[[ModelConfig], Kernels], config: ModelConfig, weights: Weights, block_size: int) -> Trial:
-    """Run the column and `portable` through a prompt with an adapter, and a step of decoding two sequences."""
+def try_column(
+    make: Callable[[ModelConfig], Kernels], config: ModelConfig, weights: Weights, block_size: int, size: Size
+) -> Trial:
+    """Run the column and `portable` through two prompts and two steps of decoding, with an adapter and without."""
     small = replace(
         config,
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.inner,
         num_layers=2,
         tie_word_embeddings=weights.lm_head is None,
         sliding_window=None if config.sliding_window is None else min(config.sliding_window, PROMPT // 2),
@@ -55,36 +70,37 @@ def try_column(make: Callable[[ModelConfig], Kernels], config: ModelConfig, weig
 
 
 def run(kernels: Kernels, config: ModelConfig, weights: Weights, block_size: int) -> np.ndarray:
-    """The logits of all rows: a prompt of one sequence, the same of another with an adapter, a step of both."""
+    """The logits of all rows: two prompts, one of them with an adapter; a step of both; and one without the adapter."""
     prepared = kernels.prepare(weights)
-    blocks = -(-(PROMPT + 1) // block_size)
+    blocks = -(-(PROMPT + 2) // block_size)
     tables = np.array(range(2 * blocks)[::-1], np.int32).reshape(2, blocks)
     cache = KVCache(
         config, 2 * blocks, block_size, "float32" if kernels.cache_dtype == "float16" else kernels.cache_dtype
     )
     stack = stack_adapters([small_adapter(config, np.random.default_rng(1))], config.num_layers)
     logits = []
-    for first, count in ((0, PROMPT), (PROMPT, 1)):
-        batch = make_batch(tables, block_size, first, count)
-        assert batch.adapter_of is not None
-        x = hidden(prepared, kernels, cache, batch, LoraRows(stack, batch.adapter_of))
+    for first, count, has_adapter in ((0, PROMPT, True), (PROMPT, 1, True), (PROMPT + 1, 1, False)):
+        batch = make_batch(tables, block_size, first, count, config.vocab_size)
+        assert batch.numbers.adapter_of is not None
+        lora = LoraRows(stack, batch.numbers.adapter_of) if has_adapter else None
+        x = run_layers(prepared, kernels, cache, batch, lora)
         logits.append(np.array(head(prepared, kernels, x, batch).astype(mx.float32)))
     return np.concatenate(logits)
 
 
-def make_batch(tables: np.ndarray, block_size: int, first: int, count: int) -> Batch:
+def make_batch(tables: np.ndarray, block_size: int, first: int, count: int, vocabulary: int) -> Batch:
     """Rows [first, first + count) of two sequences; the second has the adapter."""
     positions = np.tile(np.arange(first, first + count, dtype=np.int32), 2)
     sequence_of = np.repeat(np.arange(2, dtype=np.int32), count)
     is_decode = count == 1
     return Batch(
-        tokens=mx.array((positions * 7 + sequence_of * 3) % VOCABULARY, mx.int32),
-        positions=mx.array(positions),
-        slots=mx.array(tables[sequence_of, positions // block_size] * block_size + positions % block_size),
-        sequence_of=mx.array(sequence_of),
-        block_tables=mx.array(tables),
-        output_rows=mx.arange(2 * count, dtype=mx.int32),
-        adapter_of=mx.array(sequence_of - 1),
+        tokens=mx.array((positions * 7 + sequence_of * 3) % vocabulary, mx.int32),
+        positions=positions,
+        slots=tables[sequence_of, positions // block_size] * block_size + positions % block_size,
+        sequence_of=sequence_of,
+        block_tables=tables,
+        output_rows=np.arange(2 * count, dtype=np.int32),
+        adapter_of=sequence_of - 1,
         num_decode_rows=2 if is_decode else 0,
         max_decode_context=first + 1 if is_decode else 0,
         chunks=() if is_decode else tuple(Chunk(i * count, count, count, i) for i in range(2)),
@@ -97,7 +113,7 @@ def count_wrong_tokens(column: Kernels, portable: Kernels, logits: np.ndarray) -
     uniforms = (np.arange(len(logits)) * 0.618 % 1).astype(np.float32)
     wrong = 0
     for settings in ((0.0, 0, 1.0, 0.0), (0.8, 0, 1.0, 0.0), (1.0, 20, 0.9, 0.0), (1.3, 0, 1.0, 0.05)):
-        knobs = mx.array(np.array([(*settings, uniform) for uniform in uniforms], np.float32))
+        knobs = np.array([(*settings, uniform) for uniform in uniforms], np.float32)
         drawn = [
             np.array(k.draw(rows, knobs, is_greedy=settings[0] == 0, is_filtered=True)) for k in (column, portable)
         ]
@@ -108,7 +124,8 @@ def count_wrong_tokens(column: Kernels, portable: Kernels, logits: np.ndarray) -
 def small_adapter(config: ModelConfig, rng: np.random.Generator) -> Adapter:
     """Rank 3 on a module of either half of the last layer."""
     last = config.num_layers - 1
-    sizes = {"v_proj": (HIDDEN, config.num_kv_heads * config.head_dim), "down_proj": (INNER, HIDDEN)}
+    hidden, inner = config.hidden_size, config.intermediate_size
+    sizes = {"v_proj": (hidden, config.num_kv_heads * config.head_dim), "down_proj": (inner, hidden)}
     modules = {
         (last, name): LowRank(floats(rng, rows, 3), floats(rng, 3, columns), 0.5)
         for name, (rows, columns) in sizes.items()
@@ -118,7 +135,7 @@ def small_adapter(config: ModelConfig, rng: np.random.Generator) -> Adapter:
 
 def small_weights(config: ModelConfig, like: Weights, rng: np.random.Generator) -> Weights:
     """Random tensors in the formats of a model's own."""
-    pattern = like.layers[0]
+    pattern, hidden, inner = like.layers[0], config.hidden_size, config.intermediate_size
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
     def linear(name: str, outputs: int, inputs: int) -> Linear:
@@ -127,25 +144,25 @@ def small_weights(config: ModelConfig, like: Weights, rng: np.random.Generator) 
 
     layers = tuple(
         Layer(
-            input_layernorm=norm(rng, HIDDEN),
-            q_proj=linear("q_proj", query, HIDDEN),
-            k_proj=linear("k_proj", key, HIDDEN),
-            v_proj=linear("v_proj", key, HIDDEN),
-            o_proj=linear("o_proj", HIDDEN, query),
-            post_attention_layernorm=norm(rng, HIDDEN),
-            gate_proj=linear("gate_proj", INNER, HIDDEN),
-            up_proj=linear("up_proj", INNER, HIDDEN),
-            down_proj=linear("down_proj", HIDDEN, INNER),
+            input_layernorm=norm(rng, hidden),
+            q_proj=linear("q_proj", query, hidden),
+            k_proj=linear("k_proj", key, hidden),
+            v_proj=linear("v_proj", key, hidden),
+            o_proj=linear("o_proj", hidden, query),
+            post_attention_layernorm=norm(rng, hidden),
+            gate_proj=linear("gate_proj", inner, hidden),
+            up_proj=linear("up_proj", inner, hidden),
+            down_proj=linear("down_proj", hidden, inner),
             q_norm=None if pattern.q_norm is None else norm(rng, config.head_dim),
             k_norm=None if pattern.k_norm is None else norm(rng, config.head_dim),
         )
         for _ in range(config.num_layers)
     )
     return Weights(
-        embed_tokens=matrix(rng, VOCABULARY, HIDDEN, like.embed_tokens),
+        embed_tokens=matrix(rng, config.vocab_size, hidden, like.embed_tokens),
         layers=layers,
-        norm=norm(rng, HIDDEN),
-        lm_head=None if like.lm_head is None else matrix(rng, VOCABULARY, HIDDEN, like.lm_head),
+        norm=norm(rng, hidden),
+        lm_head=None if like.lm_head is None else matrix(rng, config.vocab_size, hidden, like.lm_head),
     )
 
 

@@ -6,13 +6,15 @@ sets.) What the extension does not know, such as float formats of 4 bits, goes t
 """
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.batch import Batch
 from engine.cache import CacheDtype, KVCache, LayerCache
 from engine.config import ModelConfig
 from engine.kernels.cpu import _native
 from engine.kernels.cpu.packed import PackedTensor, forget, is_packable, pack
-from engine.kernels.portable import PortableKernels, as_float32
+from engine.kernels.portable import PortableKernels, as_float32, one_by_one
 from engine.lora import AdapterStack, LoraRows
 from engine.rotary import rotary
 from engine.weights import LINEAR_MODULES, Layer, Linear, Weights
@@ -55,6 +57,9 @@ class CpuKernels:
             forget(w)
         return packed
 
+    def warm_up(self, weights: Weights, cache: KVCache, max_rows: int, max_tokens: int) -> None:
+        """Nothing is compiled here."""
+
     def embed(self, weights: Weights, tokens: mx.array) -> mx.array:
         table = weights.embed_tokens
         return table.rows(tokens) if isinstance(table, PackedTensor) else self.portable.embed(weights, tokens)
@@ -63,10 +68,7 @@ class CpuKernels:
         """All layers as one operation: what the halves give in turn, without the sixty calls."""
         if weights is self._prepared and self.can_run(cache.layers[0]):
             return self.run(0, 2 * len(weights.layers), x, cache.layers, batch, lora)
-        for index, layer in enumerate(weights.layers):
-            x = self.attention(x, layer, index, cache.layers[index], batch, lora)
-            x = self.feed_forward(x, layer, index, lora)
-        return x
+        return one_by_one(self, x, weights, cache, batch, lora)
 
     def attention(
         self, x: mx.array, layer: Layer, index: int, cache: LayerCache, batch: Batch, lora: LoraRows | None
@@ -81,14 +83,17 @@ class CpuKernels:
         adapter_of, adapters = self.adapters(lora)
         return _native.run_feed_forward(self._decoder, index, x, adapter_of, adapters)
 
-    def logits(self, x: mx.array, weights: Weights, rows: mx.array) -> mx.array:
+    def logits(self, x: mx.array, weights: Weights, rows: NDArray[np.int32]) -> mx.array:
         head = weights.head
         if isinstance(head, PackedTensor):
-            return _native.head(x, rows, weights.norm, self.config.rms_norm_eps, head.matrix)
+            return _native.head(x, mx.array(rows), weights.norm, self.config.rms_norm_eps, head.matrix)
         return self.portable.logits(x, weights, rows)
 
-    def draw(self, logits: mx.array, knobs: mx.array, *, is_greedy: bool, is_filtered: bool) -> mx.array:
-        return _native.draw(logits, knobs, is_greedy)
+    def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
+        return _native.draw(logits, mx.array(knobs), is_greedy)
+
+    def read(self, tokens: mx.array) -> list[int]:
+        return self.portable.read(tokens)
 
     def knows(self, layer: Layer, index: int) -> bool:
         return self._prepared is not None and self._prepared.layers[index] is layer

@@ -1,5 +1,6 @@
-"""The column for NVIDIA GPUs."""
+"""The column for NVIDIA GPUs of the Hopper generation."""
 
 from engine.kernels.cuda.column import CudaKernels
+from engine.kernels.cuda.compiler import CompileError, missing_reason
 
-__all__ = ["CudaKernels"]
+__all__ = ["CompileError", "CudaKernels", "missing_reason"]

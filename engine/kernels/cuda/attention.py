@@ -15,13 +15,14 @@ import numpy as np
 from engine.batch import Batch
 from engine.config import ModelConfig
 from engine.kernels.cuda.mailbox import HEADER, Mailbox
-from engine.kernels.cuda.matrices import AHEAD_BYTES, ROW_BY_ROW, Layout
+from engine.kernels.cuda.operands import AHEAD_BYTES, without
 from engine.kernels.cuda.source import Launcher
+from engine.kernels.cuda.tiles import ROW_BY_ROW, Layout
 from engine.rotary import rotary
 
 WARPS = 4
 MAX_DECODE_ROWS = 2048
-STAGES = 3  # tiles of keys on their way, and in use
+STAGES, CHUNK_STAGES = 3, 6  # tiles of keys on their way, and in use
 MAX_PARTS = 32
 
 
@@ -80,18 +81,25 @@ class Attention:
             for chunk in batch.chunks
             for start in range(chunk.start, chunk.start + chunk.length, size)
         ]
-        staged = self.stage(self.send(batch), batch.num_rows, batch.block_tables.shape)
+        lines = len(batch.numbers.block_tables)
+        staged = self.stage(self.send(batch), batch.num_rows, (lines, self.table_width(batch)))
         return PlannedBatch(
             batch,
             self.num_parts(first, batch.max_decode_context),
             staged,
             staged.after(first) if first and pieces else staged,
-            mx.array(np.array(pieces, np.int32)) if pieces else None,
+            self.mailbox.bring(np.array(pieces, np.int32)) if pieces else None,
         )
 
     def send(self, batch: Batch) -> mx.array:
         """Where the batch's numbers are, for `stage`."""
-        return self.mailbox.send([np.array(batch.positions), np.array(batch.slots), np.array(batch.block_tables)])
+        numbers, width = batch.numbers, self.table_width(batch)
+        tables = np.pad(numbers.block_tables, ((0, 0), (0, width - numbers.block_tables.shape[1])))
+        return self.mailbox.send([numbers.positions, numbers.slots, tables])
+
+    def table_width(self, batch: Batch) -> int:
+        """Of the block tables: a power of two, for a graph is built for each width."""
+        return 1 << int(batch.numbers.block_tables.shape[1] - 1).bit_length()
 
     def stage(self, where: mx.array, rows: int, table_shape: tuple[int, ...]) -> Staged:
         half = self.config.head_dim // 2
@@ -140,6 +148,7 @@ class Attention:
             (config.num_kv_heads, rows, num_parts),
             [give.shape(rows, config.num_heads * config.head_dim), part],
             [mx.bfloat16, mx.float32],
+            table_width=staged.tables.shape[1],
         )[0]
 
     def chunks(
@@ -167,6 +176,7 @@ class Attention:
             (planned.pieces.shape[0], config.num_heads // self.heads_abreast, 1),
             [give.shape(rows, width)],
             [mx.bfloat16],
+            table_width=staged.tables.shape[1],
         )[0]
 
     def launcher(self, name: str, is_normed: bool, give: Layout, ahead: int) -> Launcher:
@@ -198,16 +208,15 @@ class Attention:
             "NORMED": is_normed,
             "WINDOW": config.sliding_window or 0,
             "WARPS": WARPS,
-            "STAGES": STAGES,
+            "STAGES": CHUNK_STAGES if name == "attend_chunk" else STAGES,
             "ABREAST": self.heads_abreast,
             **give.constants,
             "AFTER": ahead,
             "HEADER": HEADER,
         }
         d = config.head_dim
-        tile = (2 * (d // 32) + 4 * (d // 64)) * 512 + (1024 if d % 64 else 0)
-        shared = {"attend_decode": WARPS * STAGES * tile, "attend_chunk": STAGES * tile}.get(name, 0)
-        missing = [f"const __nv_bfloat16* {one} = 0;\n" for one in ("q_norm", "k_norm", "after") if one not in inputs]
+        tile = 32 * (2 * d + 16)
+        shared = {"attend_decode": WARPS * STAGES * tile, "attend_chunk": CHUNK_STAGES * tile}.get(name, 0)
         return Launcher(
             name,
             ["flash"],
@@ -218,5 +227,5 @@ class Attention:
             blocks={"attend_decode": 2, "attend_chunk": 3}.get(name, 1),
             shared_memory=shared,
             defines=self.defines,
-            prelude="".join(missing),
+            prelude=without(inputs, "q_norm", "k_norm", "after"),
         )

@@ -1,29 +1,27 @@
 """Source: the CUDA kernels' text, and how one is launched. Knows no model.
 
-MLX compiles a body for each set of constants, the first time it runs; shapes of rows and contexts are not among the
-constants, so the set is small and can be compiled at start.
+A kernel is compiled for each set of constants, the first time it is called; numbers of rows and lengths of contexts
+are not among the constants, so the set is small and can be compiled at start.
 """
 
+import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 import mlx.core as mx
 
-Constants = dict[str, int | bool]
+from engine.kernels.cuda import shortcut
+from engine.kernels.cuda.compiler import machine_code
 
-# MLX writes the kernel's head itself; this is how the number of registers gets known to the compiler all the same
-LIMITS = """
-#undef __global__
-#define __global__ __attribute__((global)) __launch_bounds__({threads}, {blocks})
-"""
+Constants = dict[str, int | bool]
+TYPES = {mx.bfloat16: "bf16", mx.float32: "float", mx.int32: "int", mx.uint32: "u32", mx.int64: "long long"}
 
 
 @cache
 def text(*names: str) -> str:
-    """Some files of `sources`, without comments: MLX hashes a kernel's text on every launch."""
+    """Some files of `sources`, without comments, so that a comment changed is not a kernel to compile."""
     folder = files("engine.kernels.cuda") / "sources"
     lines = "\n".join((folder / f"{name}.cu").read_text() for name in names).splitlines()
     kept = (re.sub(r"\s*//.*", "", line).strip() for line in lines)
@@ -62,17 +60,13 @@ class Launcher:
         prelude: str = "",
         blocks: int = 1,
     ) -> None:
-        self.threads = threads
-        self.template = list(constants.items())
-        kernel: Any = mx.fast.cuda_kernel(
-            name=f"genserve_{name}_{shared_memory}",
-            input_names=list(inputs),
-            output_names=list(outputs),
-            source=prelude + text(name),
-            header=defines + text("common", *headers) + LIMITS.format(threads=threads, blocks=blocks),
-            shared_memory=shared_memory,
-        )
-        self.kernel: Callable[..., list[mx.array]] = kernel
+        self.name = name
+        self.inputs, self.outputs = inputs, outputs
+        self.threads, self.blocks, self.shared_memory = threads, blocks, shared_memory
+        self.header = defines + text("common", *headers)
+        numbers = "".join(f"constexpr auto {key} = {str(value).lower()};\n" for key, value in constants.items())
+        self.body = numbers + prelude + text(name)
+        self._code: tuple[str, bytes] | None = None
 
     def __call__(
         self,
@@ -80,12 +74,51 @@ class Launcher:
         grid: tuple[int, int, int],
         shapes: Sequence[tuple[int, ...]],
         dtypes: Sequence[mx.Dtype],
+        **numbers: int,
     ) -> list[mx.array]:
-        return self.kernel(
+        """`numbers` are whatever else the kernel reads, by the names that it has for them."""
+        if self._code is None:
+            self._code = self.compile([array.dtype for array in inputs], dtypes, numbers)
+        name, code = self._code
+        return self.launch(name, code, inputs, grid, shapes, dtypes, [*numbers.values(), 0])
+
+    def launch(
+        self,
+        name: str,
+        code: bytes,
+        inputs: Sequence[mx.array],
+        grid: tuple[int, int, int],
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[mx.Dtype],
+        scalars: Sequence[int],
+    ) -> list[mx.array]:
+        return mx.fast.precompiled_cuda_kernel(
+            name=name,
+            compiled_source=code,
             inputs=list(inputs),
-            template=self.template,
-            grid=(grid[0] * self.threads, grid[1], grid[2]),
-            threadgroup=(self.threads, 1, 1),
             output_shapes=list(shapes),
             output_dtypes=list(dtypes),
+            scalars=list(scalars),
+            grid=(grid[0] * self.threads, grid[1], grid[2]),
+            threadgroup=(self.threads, 1, 1),
+            shared_memory=self.shared_memory,
+            ensure_row_contiguous=True,
         )
+
+    def compile(
+        self, inputs: Sequence[mx.Dtype], outputs: Sequence[mx.Dtype], numbers: Mapping[str, int]
+    ) -> tuple[str, bytes]:
+        """The kernel's name, which tells it from all others in MLX's table, and its code, or the word for it."""
+        arguments = [f"const {TYPES[dtype]}* {name}" for name, dtype in zip(self.inputs, inputs, strict=True)]
+        arguments += [f"{TYPES[dtype]}* {name}" for name, dtype in zip(self.outputs, outputs, strict=True)]
+        arguments += [f"int {name}" for name in (*numbers, "is_rehearsal")]
+        bounds = f"__launch_bounds__({self.threads}, {self.blocks})"
+        rest = f"({', '.join(arguments)}) {{\nif (is_rehearsal) return;\n{self.body}\n}}\n"
+        digest = hashlib.sha256((self.header + bounds + rest).encode()).hexdigest()[:16]
+        name = f"genserve_{self.name}_{digest}"
+        code = machine_code(f'{self.header}\nextern "C" __global__ void {bounds} {name}{rest}')
+        if not shortcut.is_open():
+            return name, code
+        blanks, shapes = [mx.zeros(1, dtype) for dtype in inputs], [(1,)] * len(outputs)
+        mx.eval(self.launch(name, code, blanks, (1, 1, 1), shapes, outputs, [*numbers.values(), 1]))  # MLX has seen it
+        return name, shortcut.word_for(code)

@@ -6,31 +6,31 @@ const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = l
 const int head = blockIdx.y * ABREAST + warp % ABREAST, key_head = head / (HEADS / KV);
 const int block_first = pieces[blockIdx.x * 3], end = pieces[blockIdx.x * 3 + 1];
 const int first = block_first + warp / ABREAST * 16;
-const int* table = tables + (size_t)pieces[blockIdx.x * 3 + 2] * tables_shape[1];
+const int* table = tables + (size_t)pieces[blockIdx.x * 3 + 2] * table_width;
 extern __shared__ __align__(16) char shared[];
 const u32 ring_at = (u32)__cvta_generic_to_shared(shared);
 const int row0 = first + g, row1 = first + g + 8;
 const int start = WINDOW ? max(0, positions[block_first] - WINDOW + 1) / 16 : 0;
 const int tiles = positions[end - 1] / 16 + 1;
 const int last = first < end ? positions[min(first + 15, end - 1)] : -1;
+__shared__ __align__(8) u64 arrived[STAGES];
+const u32 barriers = (u32)__cvta_generic_to_shared(arrived);
+if (threadIdx.x == 0) make_barriers(barriers, STAGES);
+__syncthreads();
 auto fetch = [&](int tile) {
   const size_t slot = (size_t)table[tile * 16 / SIZE] * SIZE + tile * 16 % SIZE;
   const size_t place = (slot * KV + key_head) * D * 2;
-  const u32 to = ring_at + (tile % STAGES) * BYTES;
-  for (int piece = warp; piece < Tile<D>::PIECES; piece += WARPS)
-    fetch_piece<D>(to, (const char*)keys + place, (const char*)values + place, STRIDE, piece, lane);
-  if (warp == 0) fetch_rest<D>(to, (const char*)values + place, STRIDE, lane);
+  const int at = (tile - start) % STAGES;
+  fetch_tile<D>(ring_at + at * BYTES, barriers + at * 8, (const char*)keys + place, (const char*)values + place, STRIDE, lane);
 };
-#pragma unroll
-for (int n = 0; n < STAGES - 1; n++) {
-  if (start + n < tiles) fetch(start + n);
-  commit_copies();
-}
+if (warp == 0)
+  for (int n = 0; n < STAGES - 1; n++)
+    if (start + n < tiles) fetch(start + n);
 u32 qa[D / 32][4], qb[D / 32][4];
 #pragma unroll
 for (int c = 0; c < D / 32; c++) {
   const uint4 none = make_uint4(0, 0, 0, 0);
-  const unsigned short* from = (const unsigned short*)q + head * D + 32 * c + 8 * t;
+  const unsigned short* from = (const unsigned short*)q + head * D + 8 * Tile<D>::chunk(c, t);
   const uint4 a = row0 < end ? load16(from + (size_t)row0 * HEADS * D) : none;
   const uint4 b = row1 < end ? load16(from + (size_t)row1 * HEADS * D) : none;
   qa[c][0] = a.x, qa[c][1] = a.y, qa[c][2] = a.z, qa[c][3] = a.w;
@@ -41,12 +41,12 @@ const int from0 = WINDOW ? to0 - WINDOW + 1 : 0, from1 = WINDOW ? to1 - WINDOW +
 Flash<D> f;
 f.clear();
 for (int tile = start; tile < tiles; tile++) {
-  await_copies<STAGES - 2>();
+  const int at = (tile - start) % STAGES;
+  await_bulk(barriers + at * 8, (tile - start) / STAGES & 1);
   __syncthreads();
-  if (tile + STAGES - 1 < tiles) fetch(tile + STAGES - 1);
-  commit_copies();
+  if (warp == tile % WARPS && tile + STAGES - 1 < tiles) fetch(tile + STAGES - 1);
   if (tile * 16 <= last)
-    attend<D>(f, qa, qb, shared + (tile % STAGES) * BYTES, tile * 16, from0, to0, from1, to1, lane);
+    attend<D>(f, qa, qb, shared + at * BYTES, tile * 16, from0, to0, from1, to1, lane);
 }
 #pragma unroll
 for (int r = 0; r < 2; r++) {

@@ -3,11 +3,11 @@
 // block of a row and head to finish merges the parts, in their order.
 constexpr int G = HEADS / KV;
 constexpr size_t STRIDE = (size_t)KV * D * 2;
-constexpr int BYTES = Tile<D>::BYTES;
+constexpr int BYTES = Tile<D>::BYTES, PITCH = Tile<D>::PITCH;
 const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
 const int head = blockIdx.x, row = blockIdx.y, split = blockIdx.z, splits = gridDim.z;  // a row's heads side by side
 const int position = positions[row];
-const int* table = tables + (size_t)row * tables_shape[1];
+const int* table = tables + (size_t)row * table_width;
 const int tiles = position / 16 + 1, first = WINDOW ? max(0, position - WINDOW + 1) / 16 : 0;
 const int per = (tiles - first + splits - 1) / splits;
 const int begin = first + split * per, end = min(tiles, begin + per);
@@ -16,6 +16,10 @@ const unsigned short* line = (const unsigned short*)qkv + (size_t)row * (HEADS +
 extern __shared__ __align__(16) char shared[];
 char* ring = shared + warp * STAGES * BYTES;
 const u32 ring_at = (u32)__cvta_generic_to_shared(ring);
+__shared__ __align__(8) u64 arrived[WARPS * STAGES];
+const u32 barriers = (u32)__cvta_generic_to_shared(arrived) + warp * STAGES * 8;
+if (lane == 0) make_barriers(barriers, STAGES);
+__syncwarp();
 __shared__ __align__(16) unsigned short queries[G * D];
 __shared__ float tops[WARPS][8], sums[WARPS][8];
 __shared__ int ticket;
@@ -31,11 +35,8 @@ auto fetch = [&](int n) {
   const int tile = begin + warp + n * WARPS;
   const size_t slot = (size_t)__shfl_sync(~0u, block, n % 32) * SIZE + tile * 16 % SIZE;
   const size_t place = (slot * KV + head) * D * 2;
-  const u32 to = ring_at + (n % STAGES) * BYTES;
-#pragma unroll
-  for (int piece = 0; piece < Tile<D>::PIECES; piece++)
-    fetch_piece<D>(to, (const char*)keys + place, (const char*)values + place, STRIDE, piece, lane);
-  fetch_rest<D>(to, (const char*)values + place, STRIDE, lane);
+  fetch_tile<D>(ring_at + n % STAGES * BYTES, barriers + n % STAGES * 8, (const char*)keys + place,
+                (const char*)values + place, STRIDE, lane);
 };
 const float2* turned = (const float2*)turns + (size_t)row * (D / 2);
 Vector<D, NORMED> query, key;
@@ -48,7 +49,6 @@ for (int n = 0; n < STAGES - 1; n++) {
     if (begin + warp + n * WARPS == tiles - 1) late = n;
     else fetch(n);
   }
-  commit_copies();
 }
 for (int h = warp; h < G; h += WARPS) {
   if (h >= WARPS) query.load(line + (head * G + h) * D, turned, lane);
@@ -60,6 +60,8 @@ if (owns && warp == WARPS - 1) {
   if (lane < D / 8)
     ((uint4*)((unsigned short*)values + (slot * KV + head) * D))[lane] =
         ((const uint4*)(line + (HEADS + KV + head) * D))[lane];
+  __threadfence();
+  asm volatile("fence.proxy.async;" ::: "memory");
 }
 if (AFTER > 0 && threadIdx.x == 0) {  // the next kernel's weights, into L2
   const size_t share = (size_t)AFTER / (gridDim.x * gridDim.y * gridDim.z) / 16 * 16;
@@ -67,15 +69,11 @@ if (AFTER > 0 && threadIdx.x == 0) {  // the next kernel's weights, into L2
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)after + at * share), "r"((u32)share));
 }
 __syncthreads();
-if (late >= 0) {
-  fetch(late);
-  commit_copies();
-  await_copies<0>();
-}
+if (late >= 0) fetch(late);
 u32 q[D / 32][4];
 #pragma unroll
 for (int c = 0; c < D / 32; c++) {
-  const uint4 v = g < G ? *(const uint4*)(queries + g * D + 32 * c + 8 * t) : make_uint4(0, 0, 0, 0);
+  const uint4 v = g < G ? *(const uint4*)(queries + g * D + 8 * Tile<D>::chunk(c, t)) : make_uint4(0, 0, 0, 0);
   q[c][0] = v.x, q[c][1] = v.y, q[c][2] = v.z, q[c][3] = v.w;
 }
 // Sums stand the other way round, (dimension, head), so that no row of the product is empty.
@@ -83,7 +81,7 @@ constexpr int HALVES_OF = D / 64;
 float o[D / 16][4] = {}, top = -INF, sum = 0.f;
 const int from = WINDOW ? position - WINDOW + 1 : 0;
 for (int n = 0; n < mine; n++) {
-  await_copies<STAGES - 2>();
+  await_bulk(barriers + n % STAGES * 8, n / STAGES & 1);
   const char* tile = ring + (n % STAGES) * BYTES;
   const int first_key = (begin + warp + n * WARPS) * 16;
   float s[2][4] = {};
@@ -91,7 +89,7 @@ for (int n = 0; n < mine; n++) {
   for (int c = 0; c < D / 32; c++)
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-      const uint4 k = *(const uint4*)(tile + (j * (D / 32) + c) * 512 + lane * 16);
+      const uint4 k = *(const uint4*)(tile + (8 * j + g) * PITCH + Tile<D>::chunk(c, t) * 16);
       mma(s[j], q[c][0], 0, q[c][1], 0, k.x, k.y);
       mma(s[j], q[c][2], 0, q[c][3], 0, k.z, k.w);
     }
@@ -126,7 +124,7 @@ for (int n = 0; n < mine; n++) {
   for (int h = 0; h < HALVES_OF; h++) {
     uint4 v[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] = *(const uint4*)(tile + (2 * (D / 32) + i * HALVES_OF + h) * 512 + lane * 16);
+    for (int i = 0; i < 4; i++) v[i] = *(const uint4*)(tile + (16 + 2 * t + (i & 1) + (i >> 1) * 8) * PITCH + h * 128 + g * 16);
     row_pair(h * 4, v[0].x, v[1].x, v[2].x, v[3].x);
     row_pair(h * 4 + 1, v[0].y, v[1].y, v[2].y, v[3].y);
     row_pair(h * 4 + 2, v[0].z, v[1].z, v[2].z, v[3].z);
@@ -135,12 +133,12 @@ for (int n = 0; n < mine; n++) {
   if constexpr (D % 64 != 0) {
     uint2 v[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] = *(const uint2*)(tile + Tile<D>::PIECES * 512 + i * 256 + lane * 8);
+    for (int i = 0; i < 4; i++) v[i] = *(const uint2*)(tile + (16 + 2 * t + (i & 1) + (i >> 1) * 8) * PITCH + HALVES_OF * 128 + g * 8);
     row_pair(HALVES_OF * 4, v[0].x, v[1].x, v[2].x, v[3].x);
     row_pair(HALVES_OF * 4 + 1, v[0].y, v[1].y, v[2].y, v[3].y);
   }
+  __syncwarp();
   if (n + STAGES - 1 < mine) fetch(n + STAGES - 1);
-  commit_copies();
 }
 sum += __shfl_xor_sync(~0u, sum, 1);
 sum += __shfl_xor_sync(~0u, sum, 2);

@@ -1,5 +1,4 @@
 // Sums the parts of a product and adds what `added` holds; gated: silu(gate) * up, laid out by `place`. Four a thread.
-const int rows = parts_shape[1], width = parts_shape[2], splits = parts_shape[0];
 const size_t size = (size_t)rows * width;
 auto gather = [&](size_t index, int column) -> float4 {
   float4 y = make_float4(0.f, 0.f, 0.f, 0.f);

@@ -1,5 +1,6 @@
 // Shared by all kernels: bf16 pairs, the 16x8x16 matrix product, and weights of 4 or 8 bits as its left operand.
 typedef unsigned int u32;
+typedef unsigned short bf16;
 typedef unsigned long long u64;
 #define INF __int_as_float(0x7f800000)
 
@@ -54,6 +55,26 @@ __device__ __forceinline__ void copy_async(u32 to, const void* from, bool wanted
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
 template <int LEFT>
 __device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT)); }
+
+__device__ __forceinline__ void arm(u32 barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_bulk(u32 to, const void* from, int bytes, u32 barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void await_bulk(u32 barrier, int phase) {
+  u32 done;
+  do {
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
+  } while (!done);
+}
+__device__ __forceinline__ void make_barriers(u32 at, int count) {
+  for (int i = 0; i < count; i++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(at + i * 8));
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 __device__ __forceinline__ float power(float x) {  // of two
   float y;

@@ -1,34 +1,18 @@
-// One warp's 16 query rows against 16 keys of one block at a time. Every lane copies its own 16-byte pieces of keys and
-// values to its own places in shared memory, some tiles ahead. The products' inner index may be permuted, so a lane's
-// piece of a key is its part of two products, and values are paired by key with byte permutes. Rows of the fragments:
-// g and g + 8, with g = lane / 4.
+// One warp's 16 query rows against 16 keys of one block at a time. A tile of keys and values comes to shared memory by 32
+// bulk copies, one a lane. The products' inner index may be permuted, so a lane's 16-byte chunk of a key is its part of
+// two products, and values are paired by key with byte permutes. Rows of the fragments: g and g + 8, with g = lane / 4.
 template <int D>
 struct Tile {
-  static constexpr int HALVES = D / 64, REST = D % 64, PIECES = 2 * (D / 32) + 4 * HALVES;
-  static constexpr int BYTES = PIECES * 512 + (REST ? 1024 : 0);
+  static constexpr int HALVES = D / 64, REST = D % 64, CHUNKS = D / 32;
+  static constexpr int PITCH = D * 2 + 16, BYTES = 32 * PITCH;
+  // Where a lane's c-th chunk of a key or query is: turned by the lane, so that banks do not collide.
+  static __device__ __forceinline__ int chunk(int c, int t) { return t * CHUNKS + (c + (D == 128 ? 2 * (t >> 1) : 0)) % CHUNKS; }
 };
 
 template <int D>
-__device__ __forceinline__ void fetch_piece(u32 to, const char* keys, const char* values, size_t stride, int piece, int lane) {
-  const int g = lane >> 2, t = lane & 3;
-  if (piece < 2 * (D / 32)) {
-    const int j = piece / (D / 32), c = piece % (D / 32);
-    copy_async<16>(to + piece * 512 + lane * 16, keys + (8 * j + g) * stride + c * 64 + t * 16);
-  } else {
-    const int i = (piece - 2 * (D / 32)) / Tile<D>::HALVES, h = (piece - 2 * (D / 32)) % Tile<D>::HALVES;
-    copy_async<16>(to + piece * 512 + lane * 16, values + (2 * t + (i & 1) + (i >> 1) * 8) * stride + h * 128 + g * 16);
-  }
-}
-
-template <int D>
-__device__ __forceinline__ void fetch_rest(u32 to, const char* values, size_t stride, int lane) {
-  if constexpr (Tile<D>::REST) {
-    const int g = lane >> 2, t = lane & 3;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      copy_async<8>(to + Tile<D>::PIECES * 512 + i * 256 + lane * 8,
-                    values + (2 * t + (i & 1) + (i >> 1) * 8) * stride + Tile<D>::HALVES * 128 + g * 8);
-  }
+__device__ __forceinline__ void fetch_tile(u32 to, u32 barrier, const char* keys, const char* values, size_t stride, int lane) {
+  if (lane == 0) arm(barrier, 64 * D);
+  copy_bulk(to + lane * Tile<D>::PITCH, (lane < 16 ? keys : values) + (lane & 15) * stride, D * 2, barrier);
 }
 
 template <int D>
@@ -47,14 +31,14 @@ template <int D>
 __device__ __forceinline__ void attend(Flash<D>& f, const u32 (&qa)[D / 32][4], const u32 (&qb)[D / 32][4],
                                        const char* tile, int first_key, int from0, int to0, int from1, int to1,
                                        int lane) {
-  constexpr int HALVES = D / 64, REST = D % 64;
-  const int t = lane & 3;
+  constexpr int HALVES = D / 64, REST = D % 64, PITCH = Tile<D>::PITCH;
+  const int g = lane >> 2, t = lane & 3;
   float s[2][4] = {};
 #pragma unroll
   for (int j = 0; j < 2; j++)
 #pragma unroll
     for (int c = 0; c < D / 32; c++) {
-      const uint4 k = *(const uint4*)(tile + (j * (D / 32) + c) * 512 + lane * 16);
+      const uint4 k = *(const uint4*)(tile + (8 * j + g) * PITCH + Tile<D>::chunk(c, t) * 16);
       mma(s[j], qa[c][0], qb[c][0], qa[c][1], qb[c][1], k.x, k.y);
       mma(s[j], qa[c][2], qb[c][2], qa[c][3], qb[c][3], k.z, k.w);
     }
@@ -99,7 +83,7 @@ __device__ __forceinline__ void attend(Flash<D>& f, const u32 (&qa)[D / 32][4], 
   for (int h = 0; h < HALVES; h++) {
     uint4 v[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] = *(const uint4*)(tile + (2 * (D / 32) + i * HALVES + h) * 512 + lane * 16);
+    for (int i = 0; i < 4; i++) v[i] = *(const uint4*)(tile + (16 + 2 * t + (i & 1) + (i >> 1) * 8) * PITCH + h * 128 + g * 16);
     column(h * 8, v[0].x, v[1].x, v[2].x, v[3].x);
     column(h * 8 + 2, v[0].y, v[1].y, v[2].y, v[3].y);
     column(h * 8 + 4, v[0].z, v[1].z, v[2].z, v[3].z);
@@ -108,7 +92,7 @@ __device__ __forceinline__ void attend(Flash<D>& f, const u32 (&qa)[D / 32][4], 
   if constexpr (REST) {
     uint2 v[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] = *(const uint2*)(tile + Tile<D>::PIECES * 512 + i * 256 + lane * 8);
+    for (int i = 0; i < 4; i++) v[i] = *(const uint2*)(tile + (16 + 2 * t + (i & 1) + (i >> 1) * 8) * PITCH + HALVES * 128 + g * 8);
     column(HALVES * 8, v[0].x, v[1].x, v[2].x, v[3].x);
     column(HALVES * 8 + 2, v[0].y, v[1].y, v[2].y, v[3].y);
   }

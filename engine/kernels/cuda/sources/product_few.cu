@@ -4,56 +4,48 @@
 // scale and bias meet the sums of a group instead of every weight. STAGED: the block holds x in shared memory, in the
 // order that the nibbles come in, with each group's sum.
 constexpr int OCT = 16 / BITS, BLOCK = 32 * OCT, RUN = 8 * OCT, SUPER = 4 * BLOCK;
-constexpr int SUPERS = K / SUPER, PER_WARP = SUPERS / WARPS, GROUPS = SUPER / GROUP, REGS = (GROUPS + 1) / 2;
+constexpr int SUPERS = K / SUPER, PER_WARP = SUPERS / WARPS;
 constexpr int MATS = GATED ? 2 : 1, ITEMS = MATS * PER_WARP, THREADS = WARPS * 32;
 constexpr int TILES = (GATED ? N0 : N0 + N1 + N2) / 16, WIDTH = TILES * 16;
 constexpr size_t ROW = (size_t)K * BITS / 8, SCALES = (size_t)K / GROUP * 2;
 constexpr int HALVES = GROUP >= BLOCK ? 1 : BLOCK / GROUP, COLUMNS = 8 / HALVES;
 const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-const int rows = GATHERED ? at_shape[0] : x_shape[0];
 extern __shared__ char shared[];
 uint4* staged = (uint4*)shared;
 float* totals = (float*)(shared + (STAGED ? ROWS * K * 2 : 0));  // (K / BLOCK, 8): of a block's groups, by column
 float* reduced = totals + (GROUPED ? K / BLOCK * 8 : 0);
 float* squares = reduced + WARPS * MATS * 128;
 
-struct Piece {
-  uint4 w[2][4];
-  u32 s[2][REGS], b[2][REGS];
-};
-auto fetch = [&](Piece& p, int tile, int item) {
-  int m = GATED ? item / PER_WARP : 0, row = tile * 16;
-  if (!GATED && N1 > 0) {
-    if (row >= N0 + N1) { m = 2; row -= N0 + N1; }
-    else if (row >= N0) { m = 1; row -= N0; }
-  }
-  const int super = warp * PER_WARP + item % PER_WARP;
-  const char* w = (const char*)(m == 0 ? w0 : m == 1 ? w1 : w2);
-  const char* s = (const char*)(m == 0 ? s0 : m == 1 ? s1 : s2);
-  const char* b = (const char*)(m == 0 ? b0 : m == 1 ? b1 : b2);
+// Weights come by halves of a super-block, each lane its own, RING - 1 ahead; a super-block's scales with its first half.
+constexpr int HALF = 2048, SCALE_BYTES = SUPER / GROUP * 2, RING_BYTES = RING * HALF + 2 * 32 * SCALE_BYTES;
+char* ring = (char*)(squares + WARPS * 8) + warp * RING_BYTES;
+const u32 ring_at = (u32)__cvta_generic_to_shared(ring);
+auto fetch = [&](int n) {  // the n-th half of this warp
+  const int item = n / 2 % ITEMS, tile = blockIdx.x + n / 2 / ITEMS * gridDim.x;
+  if (tile < TILES) {
+    int m = GATED ? item / PER_WARP : 0, row = tile * 16;
+    if (!GATED && N1 > 0) {
+      if (row >= N0 + N1) { m = 2; row -= N0 + N1; }
+      else if (row >= N0) { m = 1; row -= N0; }
+    }
+    const int super = warp * PER_WARP + item % PER_WARP;
+    const char* w = (const char*)(m == 0 ? w0 : m == 1 ? w1 : w2) + (size_t)(row + g) * ROW + super * 256 + (n & 1) * 128 + t * 16;
+    const u32 to = ring_at + n % RING * HALF + lane * 16;
 #pragma unroll
-  for (int r = 0; r < 2; r++) {
-    const size_t line = row + g + 8 * r;
+    for (int r = 0; r < 2; r++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) p.w[r][i] = stream16(w + line * ROW + super * 256 + i * 64 + t * 16);
-    const u32* ps = (const u32*)(s + line * SCALES + super * GROUPS * 2);
-    const u32* pb = (const u32*)(b + line * SCALES + super * GROUPS * 2);
-    if constexpr (REGS % 4 == 0) {
+      for (int i = 0; i < 2; i++) copy_async<16>(to + (r * 2 + i) * 512, w + r * 8 * ROW + i * 64);
+    if (n % 2 == 0) {
+      const char* s = (const char*)(m == 0 ? s0 : m == 1 ? s1 : s2);
+      const char* b = (const char*)(m == 0 ? b0 : m == 1 ? b1 : b2);
+      const char* from = (lane & 1 ? b : s) + (size_t)(row + (lane >> 1)) * SCALES + super * SCALE_BYTES;
 #pragma unroll
-      for (int i = 0; i < REGS; i += 4) {
-        const uint4 vs = __ldg((const uint4*)(ps + i)), vb = __ldg((const uint4*)(pb + i));
-        p.s[r][i] = vs.x, p.s[r][i + 1] = vs.y, p.s[r][i + 2] = vs.z, p.s[r][i + 3] = vs.w;
-        p.b[r][i] = vb.x, p.b[r][i + 1] = vb.y, p.b[r][i + 2] = vb.z, p.b[r][i + 3] = vb.w;
-      }
-    } else if constexpr (REGS == 2) {
-      const uint2 vs = __ldg((const uint2*)ps), vb = __ldg((const uint2*)pb);
-      p.s[r][0] = vs.x, p.s[r][1] = vs.y;
-      p.b[r][0] = vb.x, p.b[r][1] = vb.y;
-    } else {
-      p.s[r][0] = __ldg(ps);
-      p.b[r][0] = __ldg(pb);
+      for (int i = 0; i < SCALE_BYTES; i += 16)
+        copy_async<(SCALE_BYTES < 16 ? SCALE_BYTES : 16)>(
+            ring_at + RING * HALF + (n / 2 % 2 * 32 + lane) * SCALE_BYTES + i, from + i);
     }
   }
+  commit_copies();
 };
 const int token = GROUPED ? g % COLUMNS : g;
 const bool loads = token < min(ROWS, rows) && (!GROUPED || g / COLUMNS == t * HALVES / 4);
@@ -61,20 +53,8 @@ auto match = [](uint4 v) -> uint4 {
   if constexpr (GROUPED && BITS == 8) return crossed(v);
   else return pairs<BITS>(v);
 };
-const u32 half = GROUP * 4 == BLOCK ? (t & 1 ? 0x3232u : 0x1010u) : (t >> 1 ? 0x3232u : 0x1010u);
-auto pick = [&](const u32* r, int i) -> u32 {
-  if constexpr (GROUP >= BLOCK) {
-    const int c = i * BLOCK / GROUP;
-    return both(r[c / 2], c & 1 ? 0x3232u : 0x1010u);
-  } else if constexpr (GROUP * 2 == BLOCK) {
-    return both(r[i], half);
-  } else {
-    return both(t & 2 ? r[2 * i + 1] : r[2 * i], half);
-  }
-};
-
-Piece now, next;
-fetch(now, blockIdx.x, 0);
+#pragma unroll
+for (int n = 0; n < RING - 1; n++) fetch(n);
 if constexpr (STAGED) {
   float sums[ROWS];
 #pragma unroll
@@ -124,61 +104,68 @@ auto activations = [&](int super, int i, int o) -> uint4 {
   }
   return v;
 };
+int n = 0;
 for (int tile = blockIdx.x; tile < TILES; tile += gridDim.x) {
   float acc[MATS][4] = {};
+  if (AFTER > 0 && threadIdx.x == 0 && tile + gridDim.x >= TILES) {  // the next kernel's weights, into L2
+    const size_t share = (size_t)AFTER / gridDim.x / 16 * 16;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)after + blockIdx.x * share), "r"((u32)share));
+  }
 #pragma unroll
-  for (int item = 0; item < ITEMS; item++) {
-    const bool last = item + 1 == ITEMS;
-    const int other = last ? tile + gridDim.x : tile;
-    if (other < TILES) {
-      fetch(next, other, last ? 0 : item + 1);
-    } else if (AFTER > 0 && threadIdx.x == 0) {  // the memory's pause at the end: the next kernel's weights, into L2
-      const size_t share = (size_t)AFTER / gridDim.x / 16 * 16;
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)after + blockIdx.x * share), "r"((u32)share));
-    }
-    const int super = warp * PER_WARP + item % PER_WARP;
-    float* sum = acc[item / PER_WARP];
+  for (int m = 0; m < MATS; m++) {
+    float* sum = acc[m];
+#pragma unroll 1
+    for (int part = 0; part < 2 * PER_WARP; part++, n++) {
+      await_copies<RING - 2>();
+      __syncwarp();
+      fetch(n + RING - 1);
+      const int super = warp * PER_WARP + part / 2;
+      const char* w = ring + n % RING * HALF + lane * 16;
+      const char* s = ring + RING * HALF + n / 2 % 2 * 32 * SCALE_BYTES;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const u32 sa = pick(now.s[0], i), ba = pick(now.b[0], i), sb = pick(now.s[1], i), bb = pick(now.b[1], i);
-      if constexpr (GROUPED) {
-        float low_sum[4] = {}, high_sum[4] = {};
+      for (int h = 0; h < 2; h++) {
+        const int i = part % 2 * 2 + h, group = (i * BLOCK + t * RUN) / GROUP;
+        const uint4 wa = *(const uint4*)(w + h * 512), wb = *(const uint4*)(w + (2 + h) * 512);
+        const unsigned short* line = (const unsigned short*)(s + g * 2 * SCALE_BYTES) + group;
+        const u32 sa = line[0], ba = line[SCALE_BYTES / 2], sb = line[8 * SCALE_BYTES], bb = line[8 * SCALE_BYTES + SCALE_BYTES / 2];
+        if constexpr (GROUPED) {
+          float low_sum[4] = {}, high_sum[4] = {};
 #pragma unroll
-        for (int o = 0; o < OCT; o++) {
-          const uint4 v = activations(super, i, o);
+          for (int o = 0; o < OCT; o++) {
+            const uint4 v = activations(super, i, o);
 #pragma unroll
-          for (int h = 0; h < BITS / 4; h++) {
-            u32 a[4], b[4];
-            nibbles(word(now.w[0][i], o * BITS / 4 + h), a);
-            nibbles(word(now.w[1][i], o * BITS / 4 + h), b);
-            if constexpr (BITS == 4) {
-              times<BITS>(low_sum, a, b, v);
-            } else {
-              mma(low_sum, a[0], b[0], a[2], b[2], h ? v.z : v.x, h ? v.w : v.y);
-              mma(high_sum, a[1], b[1], a[3], b[3], h ? v.z : v.x, h ? v.w : v.y);
+            for (int e = 0; e < BITS / 4; e++) {
+              u32 a[4], b[4];
+              nibbles(word(wa, o * BITS / 4 + e), a);
+              nibbles(word(wb, o * BITS / 4 + e), b);
+              if constexpr (BITS == 4) {
+                times<BITS>(low_sum, a, b, v);
+              } else {
+                mma(low_sum, a[0], b[0], a[2], b[2], e ? v.z : v.x, e ? v.w : v.y);
+                mma(high_sum, a[1], b[1], a[3], b[3], e ? v.z : v.x, e ? v.w : v.y);
+              }
             }
           }
-        }
-        const float2 total = *(const float2*)(totals + (super * 4 + i) * 8 + 2 * t);
-        constexpr float OFFSET = BITS == 4 ? -128.f : -2176.f;
-        const float s0f = low(sa), s1f = low(sb), b0f = fmaf(OFFSET, s0f, low(ba)), b1f = fmaf(OFFSET, s1f, low(bb));
+          const float2 total = *(const float2*)(totals + (super * 4 + i) * 8 + 2 * t);
+          constexpr float OFFSET = BITS == 4 ? -128.f : -2176.f;
+          const float s0f = low(sa), s1f = low(sb), b0f = fmaf(OFFSET, s0f, low(ba)), b1f = fmaf(OFFSET, s1f, low(bb));
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const float q = BITS == 4 ? low_sum[j] : fmaf(16.f, high_sum[j], low_sum[j]);
-          sum[j] = fmaf(j < 2 ? s0f : s1f, q, fmaf(j < 2 ? b0f : b1f, j & 1 ? total.y : total.x, sum[j]));
-        }
-      } else {
+          for (int j = 0; j < 4; j++) {
+            const float q = BITS == 4 ? low_sum[j] : fmaf(16.f, high_sum[j], low_sum[j]);
+            sum[j] = fmaf(j < 2 ? s0f : s1f, q, fmaf(j < 2 ? b0f : b1f, j & 1 ? total.y : total.x, sum[j]));
+          }
+        } else {
 #pragma unroll
-        for (int o = 0; o < OCT; o++) {
-          const uint4 v = activations(super, i, o);
-          u32 a[4], b[4];
-          widen<BITS>(word(now.w[0][i], o * BITS / 4), word(now.w[0][i], o * BITS / 4 + 1), sa, ba, a);
-          widen<BITS>(word(now.w[1][i], o * BITS / 4), word(now.w[1][i], o * BITS / 4 + 1), sb, bb, b);
-          times<BITS>(sum, a, b, v);
+          for (int o = 0; o < OCT; o++) {
+            const uint4 v = activations(super, i, o);
+            u32 a[4], b[4];
+            widen<BITS>(word(wa, o * BITS / 4), word(wa, o * BITS / 4 + 1), both(sa, 0x1010), both(ba, 0x1010), a);
+            widen<BITS>(word(wb, o * BITS / 4), word(wb, o * BITS / 4 + 1), both(sb, 0x1010), both(bb, 0x1010), b);
+            times<BITS>(sum, a, b, v);
+          }
         }
       }
     }
-    now = next;
   }
 #pragma unroll
   for (int m = 0; m < MATS; m++) {

@@ -1,72 +1,76 @@
 // y = x W' for more rows, TOKENS at a time. A warpgroup has 128 outputs (64 of gate and 64 of up, if gated): weights
 // are widened in registers as the left operand of wgmma, and rows of x, laid out by `place`, are its right operand in
 // shared memory. The inner dimension goes by pieces of 128: x by one bulk copy a piece, STAGES - 1 of them on their way.
-// Weights come PART pieces at a time, 256 bytes of a row at once (64 would leave the memory at a third of its speed), by
-// each lane's own copies, one part ahead. The inner dimension is parted over blockIdx.y; the results are summed by
+// Weights come PART pieces at a time by each lane's own copies, one part ahead: small, so that three blocks fit on a
+// multiprocessor, since one alone waits for its own instructions. The inner dimension is parted over blockIdx.y; the results are summed by
 // whoever reads `out`, (splits, rows, width) floats.
 constexpr int OCT = 16 / BITS, BLOCK = 32 * OCT, SUB = 128 / BLOCK, THREADS = 128 * GROUPS;
-constexpr int PART = 16 / BITS, SCALE_BYTES = PART * 256 / GROUP;
+constexpr int PART = 8 / BITS, SCALE_PART = 2 * PART, SCALE_BYTES = SCALE_PART * 256 / GROUP;
 constexpr int WIDTH = GATED ? N0 : N0 + N1 + N2, PIECES = K / 128;
-constexpr int XBYTES = TOKENS * 256, WBYTES = THREADS * 256, SBYTES = GROUPS * 4 * 64 * SCALE_BYTES;
+constexpr int XBYTES = TOKENS * 256, WBYTES = THREADS * 128, SBYTES = GROUPS * 4 * 64 * SCALE_BYTES;
 constexpr size_t ROW = (size_t)K * BITS / 8, SCALES = (size_t)K / GROUP * 2;
 const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-const int rows = like_shape[0];
 const int token_tiles = (rows + TOKENS - 1) / TOKENS;
 const int first_token = (blockIdx.x % token_tiles) * TOKENS;
 const int first_row = ((blockIdx.x / token_tiles) * GROUPS + (warp >> 2)) * (GATED ? 64 : 128) + (warp & 3) * 16;
-const int per = (PIECES / PART + gridDim.y - 1) / gridDim.y * PART;
+const int per = (PIECES / SCALE_PART + gridDim.y - 1) / gridDim.y * SCALE_PART;
 const int begin = blockIdx.y * per, end = min(PIECES, begin + per);
 extern __shared__ char unaligned[];
 const u32 base = ((u32)__cvta_generic_to_shared(unaligned) + 1023) & ~1023u;
 const char* shared = unaligned + (base - (u32)__cvta_generic_to_shared(unaligned));
 __shared__ __align__(8) u64 arrived[STAGES];
 const u32 barriers = (u32)__cvta_generic_to_shared(arrived);
-if (threadIdx.x == 0) {
-#pragma unroll
-  for (int i = 0; i < STAGES; i++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barriers + i * 8));
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
+if (threadIdx.x == 0) make_barriers(barriers, STAGES);
 __syncthreads();
 
-const char *pw[2], *pscale[2];
-#pragma unroll
-for (int m = 0; m < 2; m++) {
-  int which = GATED ? m : 0, row = GATED ? first_row : first_row + 64 * m;
-  if (row >= WIDTH) row = (warp & 3) * 16;
+// A matrix's row for one of a warpgroup's 128 outputs, the m-th 64 of them.
+auto find = [&](int m, int row_of_tile, int& which) -> int {
+  int row = row_of_tile + (GATED ? 0 : 64 * m);
+  which = GATED ? m : 0;
+  if (row >= WIDTH) row = row_of_tile & 63;
   if (!GATED && N1 > 0) {
     if (row >= N0 + N1) { which = 2; row -= N0 + N1; }
     else if (row >= N0) { which = 1; row -= N0; }
   }
-  pw[m] = (const char*)(which == 0 ? w0 : which == 1 ? w1 : w2) + (size_t)(row + g) * ROW + t * 16;
+  return row;
+};
+const char *pw[2], *pscale[2];
+#pragma unroll
+for (int m = 0; m < 2; m++) {
+  int which, row = find(m, first_row + g, which);
+  pw[m] = (const char*)(which == 0 ? w0 : which == 1 ? w1 : w2) + (size_t)row * ROW + t * 16;
+  row = find(m, first_row + (lane >> 1), which);
   const char* s = (const char*)(which == 0 ? s0 : which == 1 ? s1 : s2);
   const char* b = (const char*)(which == 0 ? b0 : which == 1 ? b1 : b2);
-  pscale[m] = (lane & 1 ? b : s) + (size_t)(row + (lane >> 1)) * SCALES;
+  pscale[m] = (lane & 1 ? b : s) + (size_t)row * SCALES;
 }
 const char* rows_from = (const char*)x + (size_t)(first_token / TOKENS) * PIECES * XBYTES;
 auto fetch_rows = [&](int piece) {
   const int slot = (piece - begin) % STAGES;
-  const u32 barrier = barriers + slot * 8;
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "n"(XBYTES));
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   base + slot * XBYTES),
-               "l"(rows_from + (size_t)piece * XBYTES), "n"(XBYTES), "r"(barrier)
-               : "memory");
+  arm(barriers + slot * 8, XBYTES);
+  copy_bulk(base + slot * XBYTES, rows_from + (size_t)piece * XBYTES, XBYTES, barriers + slot * 8);
 };
-auto weights_at = [&](int piece) -> int { return STAGES * XBYTES + ((piece - begin) / PART & 1) * (WBYTES + SBYTES); };
+auto weights_at = [&](int piece) -> int { return STAGES * XBYTES + ((piece - begin) / PART & 1) * WBYTES; };
+auto scales_at = [&](int piece) -> int {
+  return STAGES * XBYTES + 2 * WBYTES + ((piece - begin) / SCALE_PART & 1) * SBYTES;
+};
 auto fetch_weights = [&](int piece) {
-  const u32 to = base + weights_at(piece);
 #pragma unroll
-  for (int m = 0; m < 2; m++) {
+  for (int m = 0; m < 2; m++)
 #pragma unroll
     for (int r = 0; r < 2; r++)
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        copy_async<16>(to + (((m * 2 + r) * 4 + i) * THREADS + threadIdx.x) * 16,
+      for (int i = 0; i < 2; i++)
+        copy_async<16>(base + weights_at(piece) + (((m * 2 + r) * 2 + i) * THREADS + threadIdx.x) * 16,
                        pw[m] + r * 8 * ROW + (size_t)piece * (16 * BITS) + i * 64);
+  if ((piece - begin) % SCALE_PART == 0) {
 #pragma unroll
-    for (int i = 0; i < SCALE_BYTES; i += 16)
-      copy_async<(SCALE_BYTES < 16 ? SCALE_BYTES : 16)>(to + WBYTES + (warp * 64 + m * 32 + lane) * SCALE_BYTES + i,
-                                                        pscale[m] + (size_t)piece * 256 / GROUP + i);
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+      for (int i = 0; i < SCALE_BYTES; i += 16)
+        copy_async<(SCALE_BYTES < 16 ? SCALE_BYTES : 16)>(
+            base + scales_at(piece) + (warp * 64 + m * 32 + lane) * SCALE_BYTES + i,
+            pscale[m] + (size_t)piece * 256 / GROUP + i);
   }
   commit_copies();
 };
@@ -78,13 +82,9 @@ if (threadIdx.x == 0)
   for (int i = begin; i < min(begin + STAGES - 1, end); i++) fetch_rows(i);
 #pragma unroll 1
 for (int piece = begin; piece < end; piece++) {
-  const int slot = (piece - begin) % STAGES, part = piece % PART;
+  const int slot = (piece - begin) % STAGES, part = (piece - begin) % PART;
   if (part == 0) await_copies<0>();
-  u32 done;
-  do {
-    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                 : "=r"(done) : "r"(barriers + slot * 8), "r"((piece - begin) / STAGES & 1) : "memory");
-  } while (!done);
+  await_bulk(barriers + slot * 8, (piece - begin) / STAGES & 1);
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
   __syncthreads();
   if (threadIdx.x == 0 && piece + STAGES - 1 < end) fetch_rows(piece + STAGES - 1);
@@ -97,8 +97,8 @@ for (int piece = begin; piece < end; piece++) {
   for (int m = 0; m < 2; m++)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const char* p = weights + WBYTES + (warp * 64 + m * 32 + (g + 8 * r) * 2) * SCALE_BYTES;
-      const int word_at = GROUP == 128 ? part / 2 : part * WORDS;
+      const char* p = shared + scales_at(piece) + (warp * 64 + m * 32 + (g + 8 * r) * 2) * SCALE_BYTES;
+      const int of_scales = (piece - begin) % SCALE_PART, word_at = GROUP == 128 ? of_scales / 2 : of_scales * WORDS;
 #pragma unroll
       for (int i = 0; i < WORDS; i++) {
         sw[m][r][i] = ((const u32*)p)[word_at + i];
@@ -106,7 +106,7 @@ for (int piece = begin; piece < end; piece++) {
       }
     }
   auto pick = [&](const u32* v, int i) -> u32 {
-    if constexpr (GROUP == 128) return both(v[0], part & 1 ? 0x3232u : 0x1010u);
+    if constexpr (GROUP == 128) return both(v[0], (piece - begin) & 1 ? 0x3232u : 0x1010u);
     else if constexpr (GROUP == 64) return both(v[0], (SUB == 2 ? i : t >> 1) ? 0x3232u : 0x1010u);
     else if constexpr (SUB == 2) return both(v[i * (WORDS - 1)], t >> 1 ? 0x3232u : 0x1010u);
     else return both(t & 2 ? v[WORDS - 1] : v[0], t & 1 ? 0x3232u : 0x1010u);
@@ -119,7 +119,7 @@ for (int piece = begin; piece < end; piece++) {
     for (int m = 0; m < 2; m++)
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        w[m][r] = *(const uint4*)(weights + (((m * 2 + r) * 4 + part * SUB + i) * THREADS + threadIdx.x) * 16);
+        w[m][r] = *(const uint4*)(weights + (((m * 2 + r) * 2 + part * SUB + i) * THREADS + threadIdx.x) * 16);
         s[m][r] = pick(sw[m][r], i), b[m][r] = pick(bw[m][r], i);
       }
 #pragma unroll

@@ -1,0 +1,63 @@
+"""64 streams of Qwen3-8B's shapes: on the bare engine, and through Ray actors. What `benchmarks.cuda actors` runs.
+
+python -m benchmarks.cuda_actors bare
+python -m benchmarks.cuda_actors actors
+"""
+
+import sys
+import tempfile
+import time
+
+from actors.model_loading import ByteTokenizer, ModelChoice
+from benchmarks.cuda_models import CONFIGS, engine_of, made_up
+from engine.engine import Engine
+from engine.kernels.choose import choose
+from engine.request import Request, Sampling
+
+STREAMS, PROMPT, ANSWER = 64, 256, 512
+WORDS = {"max_tokens": ANSWER, "temperature": 0.0, "ignore_eos": True}
+
+
+def make_engine(choice: ModelChoice) -> Engine:
+    model = made_up(CONFIGS["Qwen3-8B"])
+    return engine_of(model, choose(model.config, model.weights, 16, expand="never"), STREAMS, PROMPT + ANSWER)
+
+
+def prompts(number: int) -> list[str]:
+    return [f"{number:>4} {index:>4} ".ljust(PROMPT, "x") for index in range(STREAMS)]
+
+
+def run_bare(engine: Engine, number: int) -> float:
+    encode = ByteTokenizer().encode
+    began = time.perf_counter()
+    for index, prompt in enumerate(prompts(number)):
+        engine.add(Request(f"{number}-{index}", tuple(encode(prompt)), Sampling(**WORDS)))  # type: ignore[arg-type]
+    while engine.has_work:
+        engine.step()
+    return time.perf_counter() - began
+
+
+def main(mode: str) -> None:
+    path = "benchmarks.cuda_actors:make_engine"
+    choice = ModelChoice("made up", make_engine=path, make_tokenizer="actors.model_loading:bytes_tokenizer")
+    if mode == "bare":
+        engine = make_engine(choice)
+        seconds = [run_bare(engine, number) for number in range(4)]
+    else:
+        from actors.system import start_system, stop
+        from actors.system_config import SystemConfig
+
+        with tempfile.TemporaryDirectory(prefix="genserve-bench-") as directory:
+            client = start_system(SystemConfig(choice, directory), wait_seconds=300)
+            seconds = []
+            for number in range(4):
+                began = time.perf_counter()
+                client.batched_run(prompts(number), **WORDS)
+                seconds.append(time.perf_counter() - began)
+            stop()
+    best = sorted(seconds[1:])[1]
+    print(f"{mode:<7}{STREAMS * ANSWER / best:>10,.0f} tokens/s, prompts of {PROMPT} included", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

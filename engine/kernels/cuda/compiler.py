@@ -1,0 +1,97 @@
+"""Compiler: a kernel's text -> machine code for this GPU, through NVRTC, and kept on disk for the next start.
+
+MLX compiles the texts that it is given again in every process, with headers of its own, and takes two seconds for
+each. Without them it is a third of a second, once.
+"""
+
+import ctypes
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+
+MAJOR, MINOR = 75, 76  # CUdevice_attribute
+
+
+class CompileError(Exception):
+    """The compiler did not take a text."""
+
+
+@cache
+def capability() -> tuple[int, int]:
+    """The compute capability of the first GPU; (0, 0) where there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0, 0
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return 0, 0
+    for value, attribute in ((major, MAJOR), (minor, MINOR)):
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    return major.value, minor.value
+
+
+def missing_reason() -> str | None:
+    """Why the kernels cannot run on this machine; None if they can."""
+    major, minor = capability()
+    if major == 9:
+        return None
+    return f"the CUDA kernels are written for compute capability 9 (H100, H200); this GPU has {major}.{minor}"
+
+
+@cache
+def nvrtc() -> ctypes.CDLL:
+    """The library that MLX brought into this process."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return ctypes.CDLL(next(line.split()[-1] for line in lines if "/libnvrtc.so" in line))
+
+
+def machine_code(text: str) -> bytes:
+    """The kernel's code: from the disk if it was compiled before."""
+    major, minor = capability()
+    target = f"sm_{major}{minor}a"  # `a`: with what only this generation has
+    version = [ctypes.c_int(), ctypes.c_int()]
+    nvrtc().nvrtcVersion(*map(ctypes.byref, version))
+    key = f"{target} {version[0].value}.{version[1].value}\n{text}"
+    kept = folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    try:
+        return kept.read_bytes()
+    except OSError:
+        code = compiled(text, target)
+        keep(kept, code)
+        return code
+
+
+def folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genserve" / "cuda"
+
+
+def keep(path: Path, code: bytes) -> None:
+    """Whole or not at all; a disk that takes nothing only makes the next start slower."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(code)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def compiled(text: str, target: str) -> bytes:
+    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
+    library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"genserve.cu", 0, None, None)
+    try:
+        options = (f"--gpu-architecture={target}", "--std=c++17", "--device-as-default-execution-space")
+        given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        if library.nvrtcCompileProgram(program, len(options), given):
+            library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value + 1)
+            library.nvrtcGetProgramLog(program, log)
+            raise CompileError(log.value.decode(errors="replace"))
+        library.nvrtcGetCUBINSize(program, ctypes.byref(size))
+        code = ctypes.create_string_buffer(size.value)
+        library.nvrtcGetCUBIN(program, code)
+        return code.raw
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))

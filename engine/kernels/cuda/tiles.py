@@ -1,0 +1,136 @@
+"""Tiles: the product for more than 8 rows, 16 to 64 at a time, with weights that are widened in registers."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import mlx.core as mx
+
+from engine.kernels.cuda.operands import MULTIPROCESSORS, SHARED_BYTES, Operands, without
+from engine.kernels.cuda.source import Constants, Launcher, wgmma
+
+TILES = {16: (1, 4), 32: (1, 3), 64: (1, 3)}  # rows: warpgroups of a block, blocks of a multiprocessor
+MOST_PARTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How activations lie: row by row, or as the tiled product of 4- or 8-bit weights reads them."""
+
+    order: int  # 0, 4 or 8
+    tokens: int  # rows of a tile
+
+    def shape(self, rows: int, width: int) -> tuple[int, int]:
+        return -(-rows // self.tokens) * self.tokens, width
+
+    @property
+    def constants(self) -> Constants:
+        return {"ORDER": self.order, "TOKENS": self.tokens}
+
+
+ROW_BY_ROW = Layout(0, 1)
+
+
+def tile_of(rows: int) -> int:
+    return next((tile for tile in TILES if rows <= tile), max(TILES))
+
+
+def layout_of(operands: Operands, rows: int) -> Layout:
+    """As the tiled product reads so many rows."""
+    return Layout(operands.weights[0].bits, tile_of(rows))
+
+
+def arrange(operands: Operands, x: mx.array, rows: int, at: mx.array | None) -> mx.array:
+    """Rows, or some of them, normed and laid out for the tiled product."""
+    layout = layout_of(operands, rows)
+    has_norm, is_gathered = operands.norm is not None, at is not None
+    key = (operands.inner, operands.eps, has_norm, "arrange", layout, is_gathered)
+    launcher = operands.launchers.get(key)
+    if launcher is None:
+        names = ["x", *(["norm"] if has_norm else []), *(["at"] if is_gathered else [])]
+        constants = {"K": operands.inner, "NORM": has_norm, "GATHERED": is_gathered, **layout.constants}
+        defines, prelude = f"#define EPS {operands.eps!r}f\n", without(names, "norm", "at")
+        launcher = operands.launchers[key] = Launcher(
+            "arrange", [], names, ["out"], constants, threads=256, defines=defines, prelude=prelude
+        )
+    inputs = [array for array in (x, operands.norm, at) if array is not None]
+    return launcher(inputs, (rows, 1, 1), [layout.shape(rows, operands.inner)], [mx.bfloat16])[0]
+
+
+def multiply_tiles(operands: Operands, x: mx.array, rows: int, added: mx.array | None, give: Layout) -> mx.array:
+    """The product of so many rows that were laid out; `give`: how the result shall lie, if gated."""
+    tile = tile_of(rows)
+    groups, _ = TILES[tile]
+    kind, extra = operands.added(added)
+    blocks = -(-rows // tile) * -(-operands.width // ((64 if operands.is_gated else 128) * groups))
+    parts = 1 if operands.is_float else best_parts(rows, operands.inner, operands.sum_width, blocks)
+    key = (operands.form, "many", tile, 0 if parts > 1 else kind, parts > 1, give)
+    launcher = operands.launchers.get(key)
+    if launcher is None:
+        launcher = operands.launchers[key] = tiled(operands, tile, 0 if parts > 1 else kind, parts > 1, give)
+    inputs = [x, *operands.arrays]
+    if parts > 1:
+        shapes = [(parts, rows, operands.sum_width)]
+        sums = launcher(inputs, (blocks, parts, 1), shapes, [mx.float32], rows=rows)[0]
+        return combine(operands, sums, kind, extra, give)
+    shape = give.shape(rows, operands.width) if operands.is_gated else (rows, operands.width)
+    inputs += [] if extra is None else [extra]
+    return launcher(inputs, (blocks, 1, 1), [shape], [operands.dtype], rows=rows)[0]
+
+
+@lru_cache(maxsize=4096)
+def best_parts(rows: int, inner: int, width: int, blocks: int) -> int:
+    """Into how many parts the inner dimension goes: what full multiprocessors gain, summing the parts costs."""
+    base = max(2 * rows * inner * width / 5e14, inner * width * 0.56 / 3.5e12)
+
+    def seconds(parts: int) -> float:
+        waves = -(-blocks * parts // MULTIPROCESSORS)
+        fullness = blocks * parts / (waves * MULTIPROCESSORS)
+        return base / fullness + (2e-6 + parts * rows * width * 8 / 3e12 if parts > 1 else 0)
+
+    return min(range(1, 1 + min(MOST_PARTS, inner // 512)), key=seconds)
+
+
+def tiled(operands: Operands, tile: int, kind: int, is_parted: bool, give: Layout) -> Launcher:
+    names = ["x", *operands.names, *(["added"] if kind else [])]
+    groups, most_blocks = TILES[tile]
+    first = operands.weights[0]
+    weights = 2 * groups * (128 * 128 + 256 * (16 // first.bits) * 256 // first.group_size)
+    room = {blocks: (SHARED_BYTES // blocks - 2304 - weights) // (tile * 256) for blocks in range(1, most_blocks + 1)}
+    blocks = max(blocks for blocks, stages in room.items() if stages >= 2)  # one is read while the next one comes
+    stages = min(4, room[blocks])
+    constants = {
+        **operands.constants,
+        "TOKENS": tile,
+        "GROUPS": groups,
+        "STAGES": stages,
+        "ADDED": kind,
+        "PARTS": is_parted,
+        "ORDER": give.order,
+    }
+    return Launcher(
+        "product_many",
+        ["weights"],
+        names,
+        ["out"],
+        constants,
+        threads=128 * groups,
+        blocks=blocks,
+        shared_memory=stages * tile * 256 + weights + 1024,
+        prelude=operands.absent(names),
+        defines=wgmma(tile),
+    )
+
+
+def combine(operands: Operands, parts: mx.array, kind: int, extra: mx.array | None, give: Layout) -> mx.array:
+    key = ("combine", kind, operands.is_gated, give)
+    launcher = operands.launchers.get(key)
+    if launcher is None:
+        names = ["parts", *(["added"] if kind else [])]
+        constants: Constants = {"ADDED": kind, "GATED": operands.is_gated, **give.constants}
+        launcher = operands.launchers[key] = Launcher(
+            "combine", [], names, ["out"], constants, threads=256, prelude=without(names, "added")
+        )
+    splits, rows, width = parts.shape
+    shape, blocks = give.shape(rows, operands.width), -(-rows * operands.width // 1024)
+    inputs = [parts] if extra is None else [parts, extra]
+    return launcher(inputs, (blocks, 1, 1), [shape], [mx.bfloat16], splits=splits, rows=rows, width=width)[0]
