@@ -17,13 +17,15 @@ from statistics import median
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.adapter import Adapter, LowRank
 from engine.batch import Batch
-from engine.cache import CacheDtype, LayerCache
+from engine.cache import CacheDtype, KVCache, LayerCache
 from engine.config import ModelConfig
 from engine.engine import Engine, EngineOptions
 from engine.kernels.choose import choose
+from engine.kernels.portable import one_by_one
 from engine.lora import LoraRows
 from engine.request import Request, Sampling
 from engine.weights import LINEAR_MODULES, Layer, Model, Weights
@@ -45,8 +47,14 @@ class StubKernels:
     def prepare(self, weights: Weights) -> Weights:
         return weights
 
+    def warm_up(self, weights: Weights, cache: KVCache, max_rows: int, max_tokens: int) -> None:
+        pass
+
     def embed(self, weights: Weights, tokens: mx.array) -> mx.array:
         return self.x
+
+    def layers(self, x: mx.array, weights: Weights, cache: KVCache, batch: Batch, lora: LoraRows | None) -> mx.array:
+        return one_by_one(self, x, weights, cache, batch, lora)
 
     def attention(
         self, x: mx.array, layer: Layer, index: int, cache: LayerCache, batch: Batch, lora: LoraRows | None
@@ -56,11 +64,14 @@ class StubKernels:
     def feed_forward(self, x: mx.array, layer: Layer, index: int, lora: LoraRows | None) -> mx.array:
         return x
 
-    def logits(self, x: mx.array, weights: Weights, rows: mx.array) -> mx.array:
+    def logits(self, x: mx.array, weights: Weights, rows: NDArray[np.int32]) -> mx.array:
         return x
 
-    def draw(self, logits: mx.array, knobs: mx.array, *, is_greedy: bool, is_filtered: bool) -> mx.array:
+    def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
         return self.tokens if len(knobs) == self.tokens.size else mx.zeros(len(knobs), mx.int32)
+
+    def read(self, tokens: mx.array) -> list[int]:
+        return np.array(tokens).tolist()
 
 
 def stub_model() -> Model:

@@ -123,7 +123,9 @@ def test_attention_half(bits, group):
     found = []
     for kernels in columns:
         layer, keys = kernels.prepare(weights).layers[0], make_cache(numbers, tables, BLOCK, "float32")
-        found.append(kernels.attention(x, layer, 0, keys.layers[0], batch, LoraRows(stack, batch.numbers.adapter_of)) - x)
+        found.append(
+            kernels.attention(x, layer, 0, keys.layers[0], batch, LoraRows(stack, batch.numbers.adapter_of)) - x
+        )
     wanted = exact_attention(numbers, weights.layers[0], x, batch, LoraRows(stack, batch.numbers.adapter_of))
     assert_no_farther(found[1], found[0], wanted)
 
