@@ -11,7 +11,8 @@ namespace genserve::ISA {
 
 INLINE float minus_infinity() { return -__builtin_inff(); }
 
-constexpr int TOGETHER = STAGED;  // values that are added for one head before the next has its turn
+constexpr int AHEAD = 8;      // keys between one that is worked on and one that is asked for
+constexpr int TOGETHER = 32;  // values that are added for one head before the next has its turn
 
 constexpr int padded(int size) { return (size + LANES - 1) / LANES * LANES; }
 
@@ -27,15 +28,6 @@ template <>
 struct Element<Format::int8> {
   using Type = int8_t;
 };
-
-INLINE void copy(const void* from, void* to, size_t bytes) {
-  const auto* p = static_cast<const uint8_t*>(from);
-  auto* q = static_cast<uint8_t*>(to);
-  size_t i = 0;
-  for (; i + sizeof(Vec) <= bytes; i += sizeof(Vec))
-    store(reinterpret_cast<float*>(q + i), load(reinterpret_cast<const float*>(p + i)));
-  if (i < bytes) __builtin_memcpy(q + i, p + i, bytes - i);
-}
 
 // A cached vector of one head. IS_WHOLE: its size fills its last vector register.
 template <Format FORMAT, bool IS_WHOLE>
@@ -58,40 +50,32 @@ struct CachedVector {
   }
 };
 
-// The vectors of some heads, by slot; a slot's heads lie side by side in the cache. They are copied near, some keys at
-// a time, in the cache's own order, which is twice as fast as meeting them head by head. (Asking for lines ahead of
-// their use, or copying some keys while others are worked on, was slower yet.)
+// The vectors of some heads, by slot. Who works on a key asks for the same head's vector of a later one. (Copying some
+// keys near first, in the cache's own order, was slower.)
 template <Format FORMAT, bool IS_WHOLE>
 struct Cached {
-  using Type = typename Element<FORMAT>::Type;
-  const Type* data;
+  const typename Element<FORMAT>::Type* data;
   const float* scales;
   const int32_t* slots;
-  int heads, head, count, size;
-  Type* staged;         // (STAGED, count, size)
-  float* staged_scales;  // (STAGED, count)
-  int first = 0;
+  int heads, head, size;
+  int end;  // of the keys
 
-  // Brings keys [key, last) near.
-  ALWAYS_INLINE void stage(int key, int last) {
-    first = key;
-    for (; key < last; ++key) {
-      const size_t index = static_cast<size_t>(slots[key]) * heads + head;
-      copy(data + index * size, staged + static_cast<size_t>(key - first) * count * size, count * size * sizeof(Type));
-      if (FORMAT == Format::int8)
-        for (int h = 0; h < count; ++h) staged_scales[(key - first) * count + h] = scales[index + h];
-    }
+  size_t index(int key, int h) const { return static_cast<size_t>(slots[key]) * heads + head + h; }
+  ALWAYS_INLINE void ask(int key, int h) const {
+    if (key >= end) return;
+    const auto* p = reinterpret_cast<const char*>(data + index(key, h) * size);
+    for (size_t i = 0; i < size * sizeof *data; i += LINE) prefetch(p + i);
   }
   ALWAYS_INLINE CachedVector<FORMAT, IS_WHOLE> operator()(int key, int h) const {
-    const int index = (key - first) * count + h;
-    return {staged + static_cast<size_t>(index) * size, FORMAT == Format::int8 ? staged_scales[index] : 1.0f, size};
+    const size_t at = index(key, h);
+    return {data + at * size, FORMAT == Format::int8 ? scales[at] : 1.0f, size};
   }
 };
 // One head's as floats, side by side.
 struct Widened {
   const float* data;
   int size;
-  ALWAYS_INLINE void stage(int, int) {}
+  ALWAYS_INLINE void ask(int, int) const {}
   ALWAYS_INLINE CachedVector<Format::float32, true> operator()(int key, int) const {
     return {data + static_cast<size_t>(key) * size, 1.0f, size};
   }
@@ -103,19 +87,32 @@ INLINE void score(const float* const* q, const Keys& keys, int head, int key, in
   const auto key0 = keys(key < last ? key : last - 1, head), key1 = keys(key + 1 < last ? key + 1 : last - 1, head);
   const auto key2 = keys(key + 2 < last ? key + 2 : last - 1, head);
   const auto key3 = keys(key + 3 < last ? key + 3 : last - 1, head);
+  for (int j = 0; j < 4; ++j) keys.ask(key + AHEAD + j, head);
+  const decltype(key0) each[4] = {key0, key1, key2, key3};
+  constexpr int EACH = N * 4 + N < REGISTERS ? 4 : 2;  // keys whose sums fit into the registers
   Vec sums[N][4];
+#pragma GCC unroll 2
+  for (int first = 0; first < 4; first += EACH) {
+    Vec own[N][EACH];
 #pragma GCC unroll 4
-  for (int n = 0; n < N; ++n)
+    for (int n = 0; n < N; ++n)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sums[n][j] = zero();
-  for (int i = 0; i < size; i += LANES) {
-    const Vec k[4] = {key0.at(i), key1.at(i), key2.at(i), key3.at(i)};
+      for (int j = 0; j < EACH; ++j) own[n][j] = zero();
+    for (int i = 0; i < size; i += LANES) {
+      Vec query[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      Vec each = load(q[n] + i);
+      for (int n = 0; n < N; ++n) query[n] = load(q[n] + i);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sums[n][j] = fma(k[j], each, sums[n][j]);
+      for (int j = 0; j < EACH; ++j) {
+        const Vec k = each[first + j].at(i);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) own[n][j] = fma(k, query[n], own[n][j]);
+      }
     }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+      for (int j = 0; j < EACH; ++j) sums[n][first + j] = own[n][j];
   }
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) runs[n * (LANES / 4)] = sum_runs(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
@@ -132,14 +129,15 @@ INLINE void add_values(
     for (int v = 0; v < V; ++v) sums[n][v] = load(out + static_cast<size_t>(n) * stride + i + v * LANES);
   for (int key = first; key < last; ++key) {
     const auto value = values(key, head);
-    Vec each[V];
+    if (i == 0) values.ask(key + AHEAD, head);
+    Vec weight[N];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) each[v] = value.at(i + v * LANES);
+    for (int n = 0; n < N; ++n) weight[n] = broadcast(weights[n * SPLIT + key]);
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      Vec weight = broadcast(weights[n * SPLIT + key]);
+    for (int v = 0; v < V; ++v) {
+      const Vec each = value.at(i + v * LANES);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sums[n][v] = fma(each[v], weight, sums[n][v]);
+      for (int n = 0; n < N; ++n) sums[n][v] = fma(each, weight[n], sums[n][v]);
     }
   }
 #pragma GCC unroll 4
@@ -153,7 +151,8 @@ void add_values(
     const float* weights, const Values& values, int head, int first, int last, int size, float* out) {
   if (first >= last) return;
   int i = 0;
-  for (; i + 4 * LANES <= size; i += 4 * LANES) add_values<N, 4>(weights, values, head, first, last, i, size, out);
+  constexpr int V = N * 4 + N < REGISTERS ? 4 : 2;  // vectors of sums that fit into the registers
+  for (; i + V * LANES <= size; i += V * LANES) add_values<N, V>(weights, values, head, first, last, i, size, out);
   for (; i < size; i += LANES) add_values<N, 1>(weights, values, head, first, last, i, size, out);
 }
 
@@ -237,7 +236,6 @@ void attend_with(
   const int each = queries.count / num_heads;
   Vec runs[MAX_QUERIES][LANES / 4];
   for (int key = run.first; key < run.last; key += LANES) {
-    keys.stage(key, key + LANES < run.last ? key + LANES : run.last);
     for (int head = 0; head < num_heads; ++head)
       for (int n = head * each; n < (head + 1) * each; n += 4)
         for (int part = 0; part < LANES / 4; ++part) {
@@ -252,7 +250,6 @@ void attend_with(
   for (size_t i = 0; i < static_cast<size_t>(queries.count) * size; i += LANES) store(out + i, zero());
   for (int key = run.first; key < run.last; key += TOGETHER) {
     const Run some{key, key + TOGETHER < run.last ? key + TOGETHER : run.last};
-    values.stage(some.first, some.last);
     for (int head = 0; head < num_heads; ++head)
       for (int n = head * each; n < (head + 1) * each; n += 4) {
         const float* s = scores + static_cast<size_t>(n) * SPLIT;
@@ -267,7 +264,7 @@ void attend_with(
 template <class Vectors>
 INLINE void widen(Vectors from, Run run, int size, float* out) {
   for (int key = run.first; key < run.last; ++key) {
-    from.stage(key, key + 1);
+    from.ask(key + AHEAD, 0);
     const auto each = from(key, 0);
     for (int i = 0; i < size; i += LANES) store(out + static_cast<size_t>(key) * size + i, each.at(i));
   }
@@ -278,14 +275,11 @@ void attend_in(
     const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
     float* spare, Partial* partials, float* out) {
   using Type = typename Element<FORMAT>::Type;
-  const int size = padded(cache.head_dim);
-  float* stage = spare + static_cast<size_t>(2 * SPLIT) * size;
-  auto* staged = reinterpret_cast<Type*>(stage);
-  float* staged_scales = stage + static_cast<size_t>(STAGED) * num_heads * cache.head_dim;
-  const Cached<FORMAT, IS_WHOLE> keys{reinterpret_cast<const Type*>(cache.keys), cache.key_scales, slots, cache.heads,
-                                      head, num_heads, cache.head_dim, staged, staged_scales};
-  const Cached<FORMAT, IS_WHOLE> values{reinterpret_cast<const Type*>(cache.values), cache.value_scales, slots,
-                                        cache.heads, head, num_heads, cache.head_dim, staged, staged_scales};
+  const int size = padded(cache.head_dim), end = span(queries).last;
+  const Cached<FORMAT, IS_WHOLE> keys{
+      reinterpret_cast<const Type*>(cache.keys), cache.key_scales, slots, cache.heads, head, cache.head_dim, end};
+  const Cached<FORMAT, IS_WHOLE> values{
+      reinterpret_cast<const Type*>(cache.values), cache.value_scales, slots, cache.heads, head, cache.head_dim, end};
   if (num_heads > 1 || queries.count <= 4)  // few rows: not worth floats in memory
     return attend_with(queries, keys, values, num_heads, size, scores, partials, out);
   float* wide_values = spare + static_cast<size_t>(SPLIT) * size;

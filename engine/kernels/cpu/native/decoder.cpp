@@ -46,7 +46,7 @@ Memory reserve(Pool::Turn& turn, const Pass& pass) {
     Workspace::Thread& thread = space.threads[i];
     memory.threads.push_back(
         {row_buffers[i], thread.scores.take(static_cast<size_t>(MAX_QUERIES) * SPLIT),
-         thread.spare.take(spare_size(shape.kv_heads, pass.padded_head)),
+         thread.spare.take(spare_size(pass.padded_head)),
          thread.out.take(static_cast<size_t>(3 * MAX_QUERIES) * pass.padded_head)});
   }
   return memory;

@@ -8,7 +8,7 @@ namespace genserve {
 
 void put_row(const Tiles& tiles, float* base, int row, int columns, const float* values) {
   float* out = tiles.at(base, row, columns);
-  const int width = tiles.width;
+  const int width = tiles.width_of(row / tiles.height);
   if (width == 1) {
     std::memcpy(out, values, columns * sizeof(float));
     return;
@@ -22,7 +22,8 @@ void put_row(const Tiles& tiles, float* base, int row, int columns, const float*
 
 void get_row(const Tiles& tiles, const float* base, int row, int columns, float* values) {
   const float* from = tiles.at(const_cast<float*>(base), row, columns);
-  for (int k = 0; k < columns; ++k) values[k] = from[static_cast<size_t>(k) * tiles.width];
+  const int width = tiles.width_of(row / tiles.height);
+  for (int k = 0; k < columns; ++k) values[k] = from[static_cast<size_t>(k) * width];
 }
 
 LowRank Pass::low_rank(int layer, Module module, float* low) const {

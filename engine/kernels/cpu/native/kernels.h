@@ -11,8 +11,8 @@ namespace genserve {
 constexpr int BLOCK = 32;     // outputs of a packed matrix that lie together, one a lane
 constexpr int UNIT = 32;      // columns of a block in one run of words
 constexpr int SEGMENT = 128;  // columns summed before they join the total: shorter chains round less
+constexpr int LINE = 64;      // bytes that come near together
 constexpr int SPLIT = 256;    // keys of one softmax partial, counted from position 0
-constexpr int STAGED = 32;    // keys that are brought near while as many are worked on
 
 enum class Format : uint8_t { float32, float16, bfloat16, int8, quantized };
 
@@ -28,14 +28,17 @@ struct Matrix {
   int run() const { return group > UNIT ? group : UNIT; }  // columns that can be read by themselves
 };
 
-// How the rows of a batch are cut: `count` tiles of `height` rows, stored (column, row) `width` rows wide.
+// How the rows of a batch are cut: `count` tiles of `height` rows, the last of what is left, each stored (column, row).
+// A tile is as many rows wide as it has, but for the last, whose width may leave places empty.
 struct Tiles {
-  int rows, count, height, width;
+  int rows, count, height, last_width;
+  size_t begin(int tile, int columns) const { return static_cast<size_t>(tile) * columns * height; }
   float* at(float* base, int row, int columns) const {
-    int tile = row / height;
-    return base + static_cast<size_t>(tile) * columns * width + (row - tile * height);
+    const int tile = row / height;
+    return base + begin(tile, columns) + (row - tile * height);
   }
-  size_t size(int columns) const { return static_cast<size_t>(count) * columns * width; }
+  size_t size(int columns) const { return begin(count - 1, columns) + static_cast<size_t>(columns) * last_width; }
+  int width_of(int tile) const { return tile + 1 == count ? last_width : height; }
   int height_of(int tile) const { return rows - tile * height < height ? rows - tile * height : height; }
 };
 
@@ -97,9 +100,7 @@ struct Partial {
   float largest, sum;
 };
 
-constexpr size_t spare_size(int kv_heads, int padded_head) {
-  return static_cast<size_t>(2 * SPLIT) * padded_head + static_cast<size_t>(STAGED) * kv_heads * (padded_head + 1);
-}
+constexpr size_t spare_size(int padded_head) { return static_cast<size_t>(2 * SPLIT) * padded_head; }
 
 struct Kernels {
   const char* name;

@@ -138,8 +138,9 @@ INLINE Vec load_float(const uint8_t* block, size_t index) {
   return load(reinterpret_cast<const float*>(block) + index);
 }
 
-// Where the columns [first, ...) of a quantized block begin; first is a multiple of the group or of SEGMENT.
+// Where the columns [first, ...) of a block begin; first is a multiple of the group or of SEGMENT.
 INLINE size_t offset_of(const Matrix& w, int first) {
+  if (w.format != Format::quantized) return static_cast<size_t>(first) * scale_bytes(w.format);
   return static_cast<size_t>(first / w.group) * 2 * scale_bytes(w.scales) + static_cast<size_t>(first) * w.bits * BLOCK / 8;
 }
 
@@ -212,9 +213,11 @@ void direct_tile(const Matrix& w, const uint8_t* block, const float* x, float* o
 
 // Columns [first, last) of a block as floats: panel (columns, BLOCK).
 INLINE void widen_weights(const Matrix& w, const uint8_t* block, int first, int last, float* panel) {
-  for (int lane = 0; lane < BLOCK; lane += LANES)
-    each_weight<1>(w, block, lane, first, last, [&](const Vec* weights, int k) ALWAYS_INLINE {
-      store(panel + k * BLOCK + lane, weights[0]);
+  constexpr int NV = 2;
+  for (int lane = 0; lane < BLOCK; lane += NV * LANES)
+    each_weight<NV>(w, block, lane, first, last, [&](const Vec* weights, int k) ALWAYS_INLINE {
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) store(panel + k * BLOCK + lane + v * LANES, weights[v]);
     });
 }
 
@@ -258,22 +261,36 @@ INLINE PanelTile panel_tile_of(int width) {
   return nullptr;
 }
 
-// The tiles of some rows: one if they are few, else those that leave the fewest places empty.
+INLINE int narrowest_panel(int rows) {
+#define GENSERVE_CASE(W) \
+  if (rows <= W) return W;
+  GENSERVE_PANEL_WIDTHS(GENSERVE_CASE)
+#undef GENSERVE_CASE
+  return WIDEST;
+}
+
+// What a column of a tile costs: below four rows each addition waits for the one before it.
+INLINE int cost_of(int width) { return (width < 4 ? 4 : width) + 1; }
+
+// The tiles of some rows: one if they are few, else those that cost the least, the higher ones first.
 Tiles cut(int rows) {
   Tiles tiles{rows, 1, rows < 1 ? 1 : rows, 1};
   if (rows <= DIRECT_ROWS) {
 #define GENSERVE_CASE(W) \
-  if (rows <= W && tiles.width < rows) tiles.width = W;
+  if (rows <= W && tiles.last_width < rows) tiles.last_width = W;
     GENSERVE_DIRECT_WIDTHS(GENSERVE_CASE)
 #undef GENSERVE_CASE
     return tiles;
   }
-  int fewest = 0;
-#define GENSERVE_CASE(W)                                                 \
-  if (W >= DIRECT_ROWS) {                                                \
-    const int count = (rows + W - 1) / W;                                \
-    if (fewest == 0 || count * W <= fewest) tiles = {rows, count, W, W}; \
-    fewest = tiles.count * tiles.width;                                  \
+  int least = 0;
+#define GENSERVE_CASE(W)                                                            \
+  if (W >= DIRECT_ROWS) {                                                           \
+    const int whole = (rows - 1) / W, last_width = narrowest_panel(rows - whole * W); \
+    const int cost = whole * cost_of(W) + cost_of(last_width);                      \
+    if (least == 0 || cost <= least) {                                              \
+      least = cost;                                                                 \
+      tiles = {rows, whole + 1, W, last_width};                                     \
+    }                                                                               \
   }
   GENSERVE_PANEL_WIDTHS(GENSERVE_CASE)
 #undef GENSERVE_CASE
@@ -283,7 +300,7 @@ Tiles cut(int rows) {
 constexpr int MOST_SUMS = (CROWD + WIDEST) * BLOCK;
 
 // How many tiles are taken together.
-INLINE int crowd_of(const Tiles& tiles) { return (CROWD + tiles.width - 1) / tiles.width; }
+INLINE int crowd_of(const Tiles& tiles) { return (CROWD + tiles.height - 1) / tiles.height; }
 
 INLINE const uint8_t* block_of(const Matrix& w, int block) { return w.data + static_cast<size_t>(block) * w.block_bytes; }
 
@@ -291,9 +308,8 @@ INLINE const uint8_t* block_of(const Matrix& w, int block) { return w.data + sta
 INLINE void multiply_block(
     const Linear& linear, int block, const Tiles& tiles, const float* x, int first_tile, int last_tile, float* sums) {
   const Matrix& w = linear.weight;
-  const int width = tiles.width;
-  if (tiles.rows <= DIRECT_ROWS) return direct_tile_of(width)(w, block_of(w, block), x, sums);
-  const PanelTile run = panel_tile_of(width);
+  if (tiles.rows <= DIRECT_ROWS) return direct_tile_of(tiles.last_width)(w, block_of(w, block), x, sums);
+  const PanelTile run = panel_tile_of(tiles.height), run_last = panel_tile_of(tiles.last_width);
   alignas(64) float widened[SEGMENT * BLOCK];
   const int steps = (w.columns + SEGMENT - 1) / SEGMENT * (last_tile - first_tile);
   int step = 0;
@@ -304,10 +320,16 @@ INLINE void multiply_block(
       panel = reinterpret_cast<const float*>(block_of(w, block)) + static_cast<size_t>(first) * BLOCK;
     else
       widen_weights(w, block_of(w, block), first, last, widened);
+    const uint8_t* following = block_of(w, block) + offset_of(w, last);  // weights, of this block or the next
+    const size_t bytes = offset_of(w, SEGMENT);
     for (int tile = first_tile; tile < last_tile; ++tile, ++step) {
+      const int width = tiles.width_of(tile), i = tile - first_tile, n = last_tile - first_tile;
       if (linear.next_lora != nullptr) bring_near(*linear.next_lora, w, block, step, steps);
-      run(panel, last - first, x + (static_cast<size_t>(tile) * w.columns + first) * width,
-          sums + static_cast<size_t>(tile - first_tile) * width * BLOCK, first == 0);
+      for (size_t at = bytes * i / n / LINE * LINE; at < bytes * (i + 1) / n; at += LINE)
+        prefetch_far(following + at);
+      (tile + 1 == tiles.count ? run_last : run)(
+          panel, last - first, x + tiles.begin(tile, w.columns) + static_cast<size_t>(first) * width,
+          sums + static_cast<size_t>(i) * tiles.height * BLOCK, first == 0);
     }
   }
 }

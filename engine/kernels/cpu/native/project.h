@@ -45,8 +45,9 @@ void gated_product(
       add_bias_and_adapter(left, gate, row, block);
       add_bias_and_adapter(right, up, row, block);
       for (int i = 0; i < BLOCK; i += LANES) store(left + i, gated(load(left + i), load(right + i)));
-      float* out = tiles.at(activated, row, g.rows) + static_cast<size_t>(column) * tiles.width;
-      for (int i = 0; i < size; ++i) out[i * tiles.width] = left[i];
+      const int width = tiles.width_of(row / tiles.height);
+      float* out = tiles.at(activated, row, g.rows) + static_cast<size_t>(column) * width;
+      for (int i = 0; i < size; ++i) out[i * width] = left[i];
     }
   }
 }
@@ -65,7 +66,6 @@ void embed(const Matrix& w, int row, float* out) {
 void product_back(const Matrix& w, int run, const Tiles& tiles, const float* dy, float* dx) {
   alignas(64) float panel[SEGMENT * BLOCK], turned[BLOCK * BLOCK] = {}, sums[WIDEST * BLOCK];
   const int begin = run * w.run(), end = begin + w.run() < w.columns ? begin + w.run() : w.columns;
-  const PanelTile multiply = panel_tile_of(tiles.width);
   for (int block = 0; block < w.num_blocks(); ++block) {
     const int depth = w.rows - block * BLOCK < BLOCK ? w.rows - block * BLOCK : BLOCK;
     widen_weights(w, block_of(w, block), begin, end, panel);
@@ -74,8 +74,9 @@ void product_back(const Matrix& w, int run, const Tiles& tiles, const float* dy,
       for (int k = 0; k < count; ++k)
         for (int n = 0; n < BLOCK; ++n) turned[n * BLOCK + k] = panel[(first - begin + k) * BLOCK + n];
       for (int tile = 0; tile < tiles.count; ++tile) {
-        const float* rows = dy + (static_cast<size_t>(tile) * w.rows + block * BLOCK) * tiles.width;
-        multiply(turned, depth, rows, sums, true);
+        const int width = tiles.width_of(tile);
+        const float* rows = dy + tiles.begin(tile, w.rows) + static_cast<size_t>(block) * BLOCK * width;
+        panel_tile_of(width)(turned, depth, rows, sums, true);
         for (int m = 0; m < tiles.height_of(tile); ++m) {
           float* out = dx + static_cast<size_t>(tile * tiles.height + m) * w.columns + first;
           for (int i = 0; i < count; ++i) out[i] = (block == 0 ? 0.0f : out[i]) + sums[m * BLOCK + i];

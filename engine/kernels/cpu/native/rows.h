@@ -92,7 +92,7 @@ void low_rank(const LowRank& lora, int row, int columns, const float* x) {
 INLINE void bring_near(const LowRank& lora, const Matrix& w, int block, int step, int steps) {
   const auto part = [](int64_t whole, int64_t i, int64_t n) { return static_cast<int>(whole * i / n); };
   const auto ask = [](const float* from, int count) {
-    for (int i = 0; i < count; i += 64 / sizeof(float)) prefetch_far(from + i);
+    for (int i = 0; i < count; i += LINE / sizeof(float)) prefetch_far(from + i);
   };
   const int column = block * BLOCK, size = w.rows - column < BLOCK ? w.rows - column : BLOCK;
   for (int i = part(lora.num_present, step, steps); i < part(lora.num_present, step + 1, steps); ++i) {

@@ -22,8 +22,12 @@ INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 INLINE Vec zero() { return _mm256_setzero_ps(); }
 INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
 INLINE void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
-INLINE Vec load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
-INLINE void store_first(float* p, int n, Vec a) { _mm256_maskstore_ps(p, first_lanes(n), a); }
+// A masked store takes some cores a dozen cycles.
+INLINE Vec load_first(const float* p, int n) { return n >= LANES ? load(p) : _mm256_maskload_ps(p, first_lanes(n)); }
+INLINE void store_first(float* p, int n, Vec a) {
+  if (n >= LANES) return store(p, a);
+  _mm256_maskstore_ps(p, first_lanes(n), a);
+}
 
 INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
@@ -96,6 +100,7 @@ INLINE float largest(Vec a) {
   c = _mm_max_ps(c, _mm_movehl_ps(c, c));
   return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
+INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // no nearer than the second cache
 
 }  // namespace genserve::ISA

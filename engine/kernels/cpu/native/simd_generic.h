@@ -131,6 +131,7 @@ INLINE float largest(Vec a) {
   float p = a[0] > a[2] ? a[0] : a[2], q = a[1] > a[3] ? a[1] : a[3];
   return p > q ? p : q;
 }
+INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // no nearer than the second cache
 
 }  // namespace genserve::ISA

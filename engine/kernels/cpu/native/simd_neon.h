@@ -90,6 +90,7 @@ INLINE float sum(Vec a) {
   return vget_lane_f32(halves, 0) + vget_lane_f32(halves, 1);
 }
 INLINE float largest(Vec a) { return vmaxvq_f32(a); }
+INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // no nearer than the second cache
 
 }  // namespace genserve::ISA
