@@ -1,5 +1,6 @@
 // Entry points: each takes a turn of the pool for one job.
 #include <algorithm>
+#include <iterator>
 
 #include "forward.h"
 
@@ -13,6 +14,15 @@ size_t most_ranks(const Adapters* adapters) {
     for (const auto& layer : adapters->layers)
       for (const StackedModule& module : layer) ranks = std::max(ranks, module.ranks);
   return static_cast<size_t>(ranks);
+}
+
+// Each adapter of the rows once.
+std::vector<int32_t> present(const int32_t* adapter_of, int rows) {
+  std::vector<int32_t> found;
+  std::copy_if(adapter_of, adapter_of + rows, std::back_inserter(found), [](int32_t adapter) { return adapter >= 0; });
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  return found;
 }
 
 // A row of floats for each thread.
@@ -67,8 +77,7 @@ void run_halves(
   pass->caches = std::move(caches);
   pass->x = x;
   pass->tiles = decoder->kernels->cut(batch.rows);
-  if (pass->adapters != nullptr && batch.adapter_of != nullptr)
-    pass->present = pass->adapters->present(batch.adapter_of, batch.rows);
+  if (pass->adapters != nullptr && batch.adapter_of != nullptr) pass->present = present(batch.adapter_of, batch.rows);
   pass->padded_head = (decoder->shape.head_dim + lanes - 1) / lanes * lanes;
   if (!pass->caches.empty()) {
     pass->plan = plan_attention(decoder->shape, batch, turn.size());

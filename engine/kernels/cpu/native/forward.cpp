@@ -33,37 +33,32 @@ LowRank Pass::low_rank(int layer, Module module, float* low) const {
           static_cast<int>(present.size())};
 }
 
-Pass::Adapted Pass::adapted(int layer, Module module, float* low) const {
-  return {low_rank(layer, module, low), low_rank(layer + 1, module, low)};
-}
-
 namespace {
 
 const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
 }  // namespace
 
-Linear Pass::linear(int layer, Module module, const Adapted& adapted) const {
+Linear Pass::linear(int layer, Module module, const LowRank& adapted) const {
   const Projection& projection = decoder->layers[layer].modules[module];
-  return {projection.weight->view(), or_null(projection.bias), adapted.own.ranks > 0 ? &adapted.own : nullptr,
-          adapted.next.ranks > 0 && adapted.next.num_present > 0 ? &adapted.next : nullptr};
+  return {projection.weight->view(), or_null(projection.bias), adapted.ranks > 0 ? &adapted : nullptr};
 }
 
 void Pass::attention(Worker& worker, int index, const Cache& cache) const {
   const Layer& layer = decoder->layers[index];
   const Kernels& kernels = *decoder->kernels;
   const Shape& shape = decoder->shape;
-  const Adapted low[] = {
-      adapted(index, Q, memory.low[0]), adapted(index, K, memory.low[1]), adapted(index, V, memory.low[2])};
-  const Adapted low_o = adapted(index, O, memory.low[0]);
+  const LowRank low[] = {
+      low_rank(index, Q, memory.low[0]), low_rank(index, K, memory.low[1]), low_rank(index, V, memory.low[2])};
+  const LowRank low_o = low_rank(index, O, memory.low[0]);
   float *tiled = memory.tiles, *row_buffer = memory.threads[worker.id].row;
   const int hidden = shape.hidden, attended = shape.num_heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
 
   worker.share(batch.rows, [&](int row) {
     kernels.normalize(x + static_cast<size_t>(row) * hidden, layer.input_norm.data(), shape.eps, hidden, row_buffer);
     put_row(tiles, tiled, row, hidden, row_buffer);
-    for (const Adapted& each : low)
-      if (each.own.ranks > 0) kernels.low_rank(each.own, row, hidden, row_buffer);
+    for (const LowRank& each : low)
+      if (each.ranks > 0) kernels.low_rank(each, row, hidden, row_buffer);
   });
 
   const Linear q = linear(index, Q, low[0]), k = linear(index, K, low[1]), v = linear(index, V, low[2]);
@@ -94,7 +89,7 @@ void Pass::attention(Worker& worker, int index, const Cache& cache) const {
     collect(row);
     const float* from = memory.attended + static_cast<size_t>(row) * attended;
     put_row(tiles, tiled, row, attended, from);
-    if (low_o.own.ranks > 0) kernels.low_rank(low_o.own, row, attended, from);
+    if (low_o.ranks > 0) kernels.low_rank(low_o, row, attended, from);
   });
 
   const Linear o = linear(index, O, low_o);
@@ -107,8 +102,8 @@ void Pass::feed_forward(Worker& worker, int index) const {
   const Layer& layer = decoder->layers[index];
   const Kernels& kernels = *decoder->kernels;
   const Shape& shape = decoder->shape;
-  const Adapted low_gate = adapted(index, GATE, memory.low[0]), low_up = adapted(index, UP, memory.low[1]);
-  const Adapted low_down = adapted(index, DOWN, memory.low[2]);
+  const LowRank low_gate = low_rank(index, GATE, memory.low[0]), low_up = low_rank(index, UP, memory.low[1]);
+  const LowRank low_down = low_rank(index, DOWN, memory.low[2]);
   float *tiled = memory.tiles, *activated = memory.activated;
   float* row_buffer = memory.threads[worker.id].row;
   const int hidden = shape.hidden, inner = shape.intermediate;
@@ -116,8 +111,8 @@ void Pass::feed_forward(Worker& worker, int index) const {
   worker.share(batch.rows, [&](int row) {
     kernels.normalize(x + static_cast<size_t>(row) * hidden, layer.post_norm.data(), shape.eps, hidden, row_buffer);
     put_row(tiles, tiled, row, hidden, row_buffer);
-    if (low_gate.own.ranks > 0) kernels.low_rank(low_gate.own, row, hidden, row_buffer);
-    if (low_up.own.ranks > 0) kernels.low_rank(low_up.own, row, hidden, row_buffer);
+    if (low_gate.ranks > 0) kernels.low_rank(low_gate, row, hidden, row_buffer);
+    if (low_up.ranks > 0) kernels.low_rank(low_up, row, hidden, row_buffer);
   });
 
   const Linear gate = linear(index, GATE, low_gate), up = linear(index, UP, low_up);
@@ -125,11 +120,11 @@ void Pass::feed_forward(Worker& worker, int index) const {
     kernels.gated(gate, up, block, tiles, tiled, activated);
   });
 
-  if (low_down.own.ranks > 0)
+  if (low_down.ranks > 0)
     worker.share(batch.rows, [&](int row) {
       if (batch.adapter_of[row] < 0) return;
       get_row(tiles, activated, row, inner, row_buffer);
-      kernels.low_rank(low_down.own, row, inner, row_buffer);
+      kernels.low_rank(low_down, row, inner, row_buffer);
     });
 
   const Linear down = linear(index, DOWN, low_down);

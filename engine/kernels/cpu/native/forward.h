@@ -25,7 +25,7 @@ struct Pass {
   Batch batch;
   std::vector<Cache> caches;
   std::vector<const float*> rotations;  // by row
-  std::vector<int32_t> present;         // the adapters that are worth bringing near
+  std::vector<int32_t> present;         // the adapters of the rows, each once
   float* x;
   Tiles tiles;
   AttentionPlan plan;
@@ -36,12 +36,8 @@ struct Pass {
   void feed_forward(Worker& worker, int layer) const;
 
  private:
-  struct Adapted {
-    LowRank own, next;  // this layer's, and the next one's
-  };
   LowRank low_rank(int layer, Module module, float* low) const;
-  Adapted adapted(int layer, Module module, float* low) const;
-  Linear linear(int layer, Module module, const Adapted& adapted) const;
+  Linear linear(int layer, Module module, const LowRank& adapted) const;
   void attend(int worker, const AttentionTask& task, const Cache& cache) const;
   void collect(int row) const;
 };

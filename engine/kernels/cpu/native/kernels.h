@@ -57,7 +57,6 @@ struct Linear {
   Matrix weight;
   const float* bias = nullptr;
   const LowRank* lora = nullptr;
-  const LowRank* next_lora = nullptr;  // the next layer's, to be brought near meanwhile
 };
 
 // What becomes of a product: y (rows, stride) = residual + bias + x @ w.T + adapters.

@@ -87,20 +87,14 @@ void low_rank(const LowRank& lora, int row, int columns, const float* x) {
   }
 }
 
-// Asks for what the next layer's `lora` will need for a block of outputs, and for as great a part of its `a`: of those
-// adapters present that are the step's share.
+// Asks for what `lora` will add to a block of outputs: of those adapters present that are the step's share.
 INLINE void bring_near(const LowRank& lora, const Matrix& w, int block, int step, int steps) {
-  const auto part = [](int64_t whole, int64_t i, int64_t n) { return static_cast<int>(whole * i / n); };
-  const auto ask = [](const float* from, int count) {
-    for (int i = 0; i < count; i += LINE / sizeof(float)) prefetch_far(from + i);
-  };
+  const auto part = [&](int64_t i) { return static_cast<int>(lora.num_present * i / steps); };
   const int column = block * BLOCK, size = w.rows - column < BLOCK ? w.rows - column : BLOCK;
-  for (int i = part(lora.num_present, step, steps); i < part(lora.num_present, step + 1, steps); ++i) {
-    const int first = lora.starts[lora.present[i]], last = lora.starts[lora.present[i] + 1];
-    const int whole = (last - first) * w.columns, from = part(whole, block, w.num_blocks());
-    ask(lora.a + static_cast<size_t>(first) * w.columns + from, part(whole, block + 1, w.num_blocks()) - from);
-    for (int r = first; r < last; ++r) ask(lora.b + static_cast<size_t>(r) * w.rows + column, size);
-  }
+  for (int i = part(step); i < part(step + 1); ++i)
+    for (int r = lora.starts[lora.present[i]]; r < lora.starts[lora.present[i] + 1]; ++r)
+      for (int j = 0; j < size; j += LINE / sizeof(float))
+        prefetch_far(lora.b + static_cast<size_t>(r) * w.rows + column + j);
 }
 
 // sums[0..BLOCK) += bias + the row's adapter, for a block of outputs
