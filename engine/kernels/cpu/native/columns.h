@@ -101,7 +101,8 @@ INLINE Vec load_float(const uint8_t* block, size_t index) {
 // Where the columns [first, ...) of a block begin; first is a multiple of the group or of SEGMENT.
 INLINE size_t offset_of(const Matrix& w, int first) {
   if (w.format != Format::quantized) return static_cast<size_t>(first) * scale_bytes(w.format);
-  return static_cast<size_t>(first / w.group) * 2 * scale_bytes(w.scales) + static_cast<size_t>(first) * w.bits * BLOCK / 8;
+  const size_t scales = static_cast<size_t>(first / w.group) * 2 * scale_bytes(w.scales);
+  return scales + static_cast<size_t>(first) * w.bits * BLOCK / 8;
 }
 
 // Calls step(w, k) for each of a block's columns [first, last), k counted from `first`, w being NV vectors of weights

@@ -156,7 +156,9 @@ constexpr int MOST_SUMS = (CROWD + WIDEST) * BLOCK;
 // How many tiles are taken together.
 INLINE int crowd_of(const Tiles& tiles) { return (CROWD + tiles.height - 1) / tiles.height; }
 
-INLINE const uint8_t* block_of(const Matrix& w, int block) { return w.data + static_cast<size_t>(block) * w.block_bytes; }
+INLINE const uint8_t* block_of(const Matrix& w, int block) {
+  return w.data + static_cast<size_t>(block) * w.block_bytes;
+}
 
 // The products of tiles [first_tile, last_tile), a crowd at most, with one block: sums (tiles, width, BLOCK).
 INLINE void multiply_block(

@@ -91,6 +91,7 @@ INLINE float sum(Vec a) {
 }
 INLINE float largest(Vec a) { return vmaxvq_f32(a); }
 INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
-INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // no nearer than the second cache
+// No nearer than the second cache.
+INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace genserve::ISA
