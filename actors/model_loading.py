@@ -55,7 +55,7 @@ class ByteTokenizer:
     has_chat_template = False
     vocabulary = Vocabulary(tuple(bytes([value]) for value in range(256)))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
         return list(text.encode())
 
 

@@ -255,7 +255,7 @@ class ModelServer(GenServer):
             return
         before = self.engine.counts["prompt_tokens"]
         is_reading = bool(self.engine.scheduler.prefilling or self.engine.scheduler.num_waiting)
-        allowed = self.clock.allowed(self.choice.options.max_batch_tokens if is_reading else 0)
+        allowed = self.clock.allowed(self.engine.options.max_batch_tokens if is_reading else 0)
         self.progress.begin(allowed, self.clock.lesson())
         began = time.monotonic()
         events = self.engine.step()

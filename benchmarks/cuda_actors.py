@@ -8,13 +8,16 @@ import sys
 import tempfile
 import time
 
+from actors import tree, watchdog
 from actors.model_loading import ByteTokenizer, ModelChoice
+from actors.tree import TreeNode
 from benchmarks.cuda_models import CONFIGS, engine_of, made_up
 from engine.engine import Engine
 from engine.kernels.choose import choose
 from engine.request import Request, Sampling
 
 STREAMS, PROMPT, ANSWER = 64, 256, 512
+WATCHDOG = "genserve.watchdog"
 WORDS = {"max_tokens": ANSWER, "temperature": 0.0, "ignore_eos": True}
 
 
@@ -37,6 +40,33 @@ def run_bare(engine: Engine, number: int) -> float:
     return time.perf_counter() - began
 
 
+def run_actors(choice: ModelChoice) -> list[float]:
+    from actors.system import start_system, stop
+    from actors.system_config import SystemConfig
+
+    with tempfile.TemporaryDirectory(prefix="genserve-bench-") as directory:
+        began = time.perf_counter()
+        client = start_system(SystemConfig(choice, directory), wait_seconds=300)
+        print(f"ready after {time.perf_counter() - began:.0f} s", flush=True)
+        seconds = []
+        try:
+            for number in range(4):
+                began = time.perf_counter()
+                client.batched_run(prompts(number), **WORDS)
+                seconds.append(time.perf_counter() - began)
+        finally:  # who died meanwhile, and why
+            restarted = [node for node in below(tree.status()) if node.restarts]
+            kills = watchdog.stats(WATCHDOG).kills
+            if restarted or kills:
+                print(f"killed for lack of progress: {kills}; restarted: {restarted}", flush=True)
+        stop()
+    return seconds
+
+
+def below(node: TreeNode | None) -> list[TreeNode]:
+    return [] if node is None else [node, *(found for child in node.children for found in below(child))]
+
+
 def main(mode: str) -> None:
     path = "benchmarks.cuda_actors:make_engine"
     choice = ModelChoice("made up", make_engine=path, make_tokenizer="actors.model_loading:bytes_tokenizer")
@@ -44,19 +74,10 @@ def main(mode: str) -> None:
         engine = make_engine(choice)
         seconds = [run_bare(engine, number) for number in range(4)]
     else:
-        from actors.system import start_system, stop
-        from actors.system_config import SystemConfig
-
-        with tempfile.TemporaryDirectory(prefix="genserve-bench-") as directory:
-            client = start_system(SystemConfig(choice, directory), wait_seconds=300)
-            seconds = []
-            for number in range(4):
-                began = time.perf_counter()
-                client.batched_run(prompts(number), **WORDS)
-                seconds.append(time.perf_counter() - began)
-            stop()
+        seconds = run_actors(choice)
     best = sorted(seconds[1:])[1]
     print(f"{mode:<7}{STREAMS * ANSWER / best:>10,.0f} tokens/s, prompts of {PROMPT} included", flush=True)
+    print(f"seconds, one run after the other: {', '.join(f'{one:.2f}' for one in seconds)}", flush=True)
 
 
 if __name__ == "__main__":
