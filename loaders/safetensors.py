@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from engine.kernels.intake import intake_for
 from engine.refusal import BrokenFile, Unsupported
 from loaders.atomic_file import atomic_file
 from loaders.mapped_file import MappedFile, own, reason
@@ -48,6 +49,11 @@ class TensorFile(Mapping[str, mx.array]):
     def __getitem__(self, name: str) -> mx.array:
         entry = self.header.tensors[name]
         dtype = mlx_type(name, entry)
+        size = entry.stop - entry.start
+        intake = intake_for(size)
+        if intake is not None:
+            words = intake.bring(size, lambda target, first: self._file.fill(target, entry.start + first))
+            return words.view(dtype).reshape(entry.shape)
         values = self._file.view(entry.start, entry.stop, TYPES[entry.dtype][0])
         array = own(values, entry.shape, dtype)
         self._file.forget(entry.start, entry.stop)
