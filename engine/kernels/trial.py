@@ -16,10 +16,10 @@ from engine.cache import KVCache
 from engine.config import ModelConfig
 from engine.decoder import head
 from engine.decoder import hidden as run_layers
-from engine.kernels.portable import PortableKernels
+from engine.kernels.portable import PortableKernels, as_float32
 from engine.kernels.table import Kernels
 from engine.lora import LoraRows, stack_adapters
-from engine.quantized import QuantizedTensor, quantize
+from engine.quantized import QuantizedTensor, dequantize, quantize
 from engine.weights import Layer, Linear, Weights
 
 PROMPT = 21
@@ -50,9 +50,19 @@ class Trial:
 
 
 def try_column(
-    make: Callable[[ModelConfig], Kernels], config: ModelConfig, weights: Weights, block_size: int, size: Size
+    make: Callable[[ModelConfig], Kernels],
+    config: ModelConfig,
+    weights: Weights,
+    block_size: int,
+    size: Size,
+    *,
+    is_reference_wide: bool = False,
 ) -> Trial:
-    """Run the column and `portable` through two prompts and two steps of decoding, with an adapter and without."""
+    """Run the column and `portable` through two prompts and two steps of decoding, with an adapter and without.
+
+    `is_reference_wide`: `portable` is given the weights as the column prepared them, but in float32, so that only the
+    column's own rounding counts, and no kernel of MLX's for a format that it may not have.
+    """
     small = replace(
         config,
         vocab_size=size.vocabulary,
@@ -64,9 +74,15 @@ def try_column(
     )
     made = small_weights(small, weights, np.random.default_rng(0))
     column, portable = make(small), PortableKernels(small, block_size)
-    got, want = run(column, small, made, block_size), run(portable, small, made, block_size)
+    known = column.prepare(made).map(widened) if is_reference_wide else made
+    got, want = run(column, small, made, block_size), run(portable, small, known, block_size)
     wrong = count_wrong_tokens(column, portable, want)
     return Trial(float(np.abs(got - want).max() / np.abs(want).max()), wrong)
+
+
+def widened(w: mx.array) -> mx.array:
+    wide = as_float32(w)
+    return dequantize(wide) if isinstance(wide, QuantizedTensor) else wide
 
 
 def run(kernels: Kernels, config: ModelConfig, weights: Weights, block_size: int) -> np.ndarray:
