@@ -13,7 +13,7 @@ from engine.cache import KVCache
 from engine.config import ModelConfig
 from engine.decoder import hidden
 from engine.kernels.cuda import CudaKernels
-from engine.kernels.cuda.adapters import Pairs, StackOnDevice, add_pairs, plan_tiles
+from engine.kernels.cuda.adapters import RowsOnDevice, StackOnDevice, plan_tiles
 from engine.kernels.cuda.matrices import Matrices
 from engine.kernels.cuda.operands import Operands
 from engine.kernels.portable import PortableKernels
@@ -279,31 +279,40 @@ def test_tiles_hold_every_row_once_with_those_of_its_adapter() -> None:
         assert all(adapter_of[row] == adapter for adapter, row in found)
 
 
-@pytest.mark.parametrize("has_norm", [False, True])
-def test_what_adapters_add_is_near_float64(has_norm: bool) -> None:
+ADAPTED = {
+    "normed": (("q_proj", "k_proj", "v_proj"), (1024, 256, 256), 512, True, False),
+    "plain": (("o_proj",), (512,), 1024, False, False),
+    "wide": (("down_proj",), (512,), 1024, False, False),
+    "gated": (("gate_proj", "up_proj"), (1024, 1024), 512, True, True),
+}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_product_with_what_adapters_add_is_near_float64(kind: str, bits: int) -> None:
+    names, widths, inner, has_norm, is_gated = ADAPTED[kind]
     config = config_of(128, 8, 2)
-    stack = StackOnDevice(stack_adapters(adapters_of(config), config.num_layers))
-    norm = 1 + random(512, scale=0.1)
-    weights = tuple(weight(out, 512, 4, 64) for out in (1024, 256, 256))
-    operands = Operands(weights, {}, None, norm if has_norm else None)
-    pairs = stack.pairs(1, ("q_proj", "k_proj", "v_proj"))
-    assert isinstance(pairs, Pairs)
-    for rows in (1, 5, 64, 200):
+    stacked = stack_adapters(adapters_of(config), config.num_layers)
+    stack, norm = StackOnDevice(stacked), 1 + random(inner, scale=0.1)
+    weights = tuple(weight(width, inner, bits, 64) for width in widths)
+    matrices = Matrices(Operands(weights, {}, None, norm if has_norm else None, is_gated=is_gated))
+    for rows in (1, 2, 5, 8, 9, 16, 33, 64, 65, 200):
         adapter_of = np.random.default_rng(rows).integers(-1, len(RANKS), rows).astype(np.int32)
-        x, added = random(rows, 512, scale=2.0), random(rows, 1536)
-        found = add_pairs(operands, pairs, mx.array(plan_tiles(adapter_of)) + 0, x, rows, added)
+        x, added = random(rows, inner, scale=2.0), None if is_gated else random(rows, sum(widths))
+        tiled = RowsOnDevice(stack, mx.array(plan_tiles(adapter_of)) + 0)
+        found = matrices(x, added, adapted=tiled.of(1, names))
         h = normed(exact(x), exact(norm), 1e-6) if has_norm else exact(x)
-        wanted = exact(added)
+        wanted = h @ np.concatenate([exact(w) for w in weights]).T + (0 if added is None else exact(added))
         for row, adapter in enumerate(adapter_of):
             column = 0
-            for one, width in zip(pairs.stacked, (1024, 256, 256), strict=True):
-                assert one is not None
-                starts = np.array(one.layout.starts)
-                own = slice(starts[adapter], starts[adapter + 1]) if adapter >= 0 else slice(0, 0)
-                scale = np.array(one.layout.scale)[own]
-                wanted[row, column : column + width] += (h[row] @ exact(one.a)[own].T * scale) @ exact(one.b)[own]
+            for name, width in zip(names, widths, strict=True):
+                pair = None if adapter < 0 else stacked.take(int(adapter)).get((1, name))
+                if pair is not None:
+                    wanted[row, column : column + width] += h[row] @ exact(pair.a) @ exact(pair.b) * pair.scale
                 column += width
-        assert error(found, wanted) < 5e-3, rows
+        if is_gated:
+            wanted = silu(wanted[:, : widths[0]]) * wanted[:, widths[0] :]
+        assert error(found, wanted) < 1e-2, rows
 
 
 @pytest.mark.parametrize("kind", BATCHES)

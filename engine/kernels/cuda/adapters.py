@@ -1,22 +1,23 @@
-"""Adapters on CUDA: rows times their own low-rank pairs, whoever stands beside them, in two launches a product.
+"""Adapters on CUDA: whose low-rank pairs each row of a batch needs, as the kernels take it. Launches nothing.
 
 Rows are sorted by adapter into tiles of eight, so that a tile reads its adapter's matrices once, and ranks may differ.
-What the adapters add goes into the product as what it adds anyway: no launch of its own joins them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.cuda.operands import Operands, without
-from engine.kernels.cuda.source import Constants, Launcher
-from engine.kernels.cuda.tiles import ROW_BY_ROW, Layout
+from engine.kernels.cuda.operands import Operands
+from engine.kernels.cuda.source import Launcher
 from engine.lora import AdapterStack, RankLayout, StackedLowRank
 
 TILE = 8  # rows
 LINE = TILE + 2  # adapter, rows in use, rows
+MOST_TILES = 64  # that products take without a launch of their own
 RANKS = (16, 32, 64, 128)  # kernels are for ranks up to these
 
 
@@ -38,146 +39,139 @@ def plan_tiles(adapter_of: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
-    """The pairs of modules that take the same rows; None where no adapter changes a module."""
+class Pair:
+    """One module's low-rank pairs of all adapters."""
 
-    stacked: tuple[StackedLowRank | None, ...]
+    left: mx.array  # (R, in)
+    right: mx.array  # (R, out)
+    slots: mx.array  # (slots, 4): first rank row, rank, the scale's bits, nothing
+    rank: int  # the greatest
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairs of modules that take the same rows; None where no adapter changes a module.
+
+    A kernel gets them as one table of addresses: MLX needs as long for ten more inputs of a launch as for a launch.
+    So these arrays live for as long as a kernel may run that has the table.
+    """
+
+    modules: tuple[Pair | None, ...]
     rank: int  # of RANKS, that all are within
+    table: mx.array  # of each module left, right and slots, then the stack's workplace
 
     @property
     def present(self) -> int:
-        return sum(1 << index for index, one in enumerate(self.stacked) if one is not None)
+        return sum(1 << index for index, one in enumerate(self.modules) if one is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What is written and used up within a product; products of a stack run one after another, so one is enough."""
+
+    finished: mx.array  # counts blocks, and is zero between two launches
+    lows: mx.array
+
+
+def workplace_for(pairs: Sequence[Pair]) -> Workplace:
+    """Large enough for three such modules and as many adapters as rows."""
+    sizes = [(1 + pair.left.shape[1] // 1024) * (rank_above(pair.rank) + 4) for pair in pairs]
+    return Workplace(mx.zeros(16, mx.int32), mx.zeros(3 * MOST_TILES * TILE * max(sizes, default=1), mx.float32))
+
+
+def rank_above(rank: int) -> int:
+    return next((known for known in RANKS if known >= rank), RANKS[-1])
+
+
+def pairs_of(modules: tuple[Pair | None, ...], workplace: Workplace) -> Pairs | None:
+    greatest = max((one.rank for one in modules if one is not None), default=0)
+    if not greatest:
+        return None
+    first = next(one for one in modules if one is not None)
+    three = [one or first for one in (*modules, None, None)][:3]  # what is not `present` is not read
+    given = [array for one in three for array in (one.left, one.right, one.slots)]
+    table = addresses()([*given, workplace.finished, workplace.lows], (1, 1, 1), [(16,)], [mx.int64])[0]
+    return Pairs(modules, rank_above(greatest), table)
+
+
+@cache
+def addresses() -> Launcher:
+    names = [f"{kind}{index}" for index in range(3) for kind in ("left", "right", "slots")]
+    return Launcher("addresses", [], [*names, "finished", "lows"], ["out"], {}, threads=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """What a product's rows get of their adapters."""
+
+    pairs: Pairs
+    tiles: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class RowsOnDevice:
+    """Which row has which adapter."""
+
+    stack: "StackOnDevice"
+    tiles: mx.array
+
+    def of(self, layer: int, names: tuple[str, ...]) -> Adapted | None:
+        """What they make of some modules of a layer; None if no adapter changes any of these."""
+        pairs = self.stack.pairs(layer, names)
+        return None if pairs is None else Adapted(pairs, self.tiles)
 
 
 class StackOnDevice:
     """An adapter stack as the kernels read it: bf16, and what is asked of it gathered by layer and product."""
 
     def __init__(self, stack: AdapterStack) -> None:
-        self._layouts: dict[int, RankLayout] = {}
+        self._slots: dict[int, mx.array] = {}
         self._pairs: dict[tuple[int, tuple[str, ...]], Pairs | None] = {}
         self.layers = [{name: self.on_device(one) for name, one in layer.items()} for layer in stack.layers]
-        arrays = [array for layer in self.layers for one in layer.values() for array in (one.a, one.b)]
-        mx.eval(arrays, [array for one in self._layouts.values() for array in (one.starts, one.scale)])
+        pairs = [pair for layer in self.layers for pair in layer.values()]
+        self.workplace = workplace_for(pairs)
+        mx.eval(
+            [array for pair in pairs for array in (pair.left, pair.right, pair.slots)],
+            self.workplace.finished,
+            self.workplace.lows,
+        )
+
+    def __del__(self) -> None:
+        mx.synchronize()  # a step on its way reads what MLX does not know that it reads
 
     @property
     def is_narrow(self) -> bool:
         """Whether all ranks are such as the kernels take."""
-        return all(greatest_rank(one) <= RANKS[-1] for layer in self.layers for one in layer.values())
+        return all(one.rank <= RANKS[-1] for layer in self.layers for one in layer.values())
 
     def pairs(self, layer: int, names: tuple[str, ...]) -> Pairs | None:
+        """Asked for outside of a graph first, for the table is made then."""
         key = (layer, names)
         if key not in self._pairs:
-            found = tuple(self.layers[layer].get(name) for name in names)
-            greatest = max((greatest_rank(one) for one in found if one is not None), default=0)
-            rank = next(rank for rank in RANKS if rank >= greatest)
-            self._pairs[key] = Pairs(found, rank) if greatest else None
+            found = self._pairs[key] = pairs_of(tuple(self.layers[layer].get(name) for name in names), self.workplace)
+            if found is not None:
+                mx.eval(found.table)
         return self._pairs[key]
 
-    def on_device(self, one: StackedLowRank) -> StackedLowRank:
+    def on_device(self, one: StackedLowRank) -> Pair:
         layout = one.layout
-        if id(layout) not in self._layouts:
-            scale, starts = computed(layout.scale), computed(layout.starts)
-            self._layouts[id(layout)] = RankLayout(layout.parts, layout.owner, scale, starts)
-        return StackedLowRank(one.a.astype(mx.bfloat16), one.b.astype(mx.bfloat16), self._layouts[id(layout)])
+        if id(layout) not in self._slots:
+            self._slots[id(layout)] = slots_of(layout)
+        greatest = max(rank for rank, _ in layout.parts)
+        return Pair(one.a.astype(mx.bfloat16), one.b.astype(mx.bfloat16), self._slots[id(layout)], greatest)
 
 
-def greatest_rank(one: StackedLowRank) -> int:
-    return max(rank for rank, _ in one.layout.parts)
+def slots_of(layout: RankLayout) -> mx.array:
+    """In the device's own memory, where what was computed there lies."""
+    slots = np.zeros((len(layout.parts) + 1, 4), np.int32)  # a last one that is nobody's: 8 bytes would be the host's
+    ranks = np.array([rank for rank, _ in layout.parts], np.int32)
+    slots[:-1, 0], slots[:-1, 1] = np.cumsum(ranks) - ranks, ranks
+    slots[:-1, 2] = np.array([scale for _, scale in layout.parts], np.float32).view(np.int32)
+    return mx.array(slots) + 0
 
 
-def computed(numbers: mx.array) -> mx.array:
-    """The same in the device's own memory, where what was computed there lies if it is more than 8 bytes."""
-    return mx.concatenate([numbers, mx.zeros(16, numbers.dtype)])
-
-
-def add_pairs(
-    operands: Operands,
-    pairs: Pairs,
-    tiles: mx.array,
-    x: mx.array,
-    rows: int,
-    added: mx.array | None,
-    layout: Layout = ROW_BY_ROW,
-) -> mx.array:
-    """`added` (T, out), if any, plus what each row's adapter makes of it; x lies as `layout` says, not normed yet."""
-    shrink, expand = kernels(operands, pairs.rank, layout, added is not None)
-    first = next(one for one in pairs.stacked if one is not None)
-    stacked = [first if one is None else one for one in pairs.stacked]  # what is not `present` is not read
-    count, modules, width = tiles.shape[0], len(stacked), operands.sum_width
-    norm, extra = [] if operands.norm is None else [operands.norm], [] if added is None else [added]
-    parts = shrink(
-        [x, tiles, *norm, *(array for one in stacked for array in (one.a, one.layout.starts))],
-        (count, modules, num_spans(operands)),
-        [(num_spans(operands), count, TILE, modules * (pairs.rank + 4))],
-        [mx.float32],
-        present=pairs.present,
-    )[0]
-    return expand(
-        [parts, tiles, *extra, *(array for one in stacked for array in (one.b, one.layout.starts, one.layout.scale))],
-        (-(-width // 512), count, 1),
-        [(rows, width)],
-        [mx.bfloat16],
-        present=pairs.present,
-    )[0]
-
-
-def blank_pairs(operands: Operands, rank: int) -> Pairs:
+def blank(operands: Operands, rank: int) -> Adapted:
     """Of an adapter that is nobody's, for a product's modules."""
-    layout = RankLayout(((rank, 0.0),), mx.zeros(rank, mx.int32), mx.zeros(rank), mx.zeros(2, mx.int32))
-
-    def blank(width: int) -> StackedLowRank:
-        return StackedLowRank(
-            mx.zeros((rank, operands.inner), mx.bfloat16), mx.zeros((rank, width), mx.bfloat16), layout
-        )
-
-    return Pairs(tuple(blank(w.shape[0]) for w in operands.weights), rank)
-
-
-def num_spans(operands: Operands) -> int:
-    """Parts of the inner dimension, of about a thousand columns; four warps part each by 32."""
-    return max(count for count in range(1, 2 + operands.inner // 1024) if operands.inner % (count * 128) == 0)
-
-
-def kernels(operands: Operands, rank: int, layout: Layout, is_added: bool) -> tuple[Launcher, Launcher]:
-    """Those that shrink and expand, for ranks up to `rank`."""
-    shape = (operands.inner, *(w.shape[0] for w in operands.weights), operands.norm is not None, operands.eps)
-    shrink_key, expand_key = ("shrink", shape, rank, layout), ("expand", shape, rank, is_added)
-    if shrink_key not in operands.launchers:
-        operands.launchers[shrink_key] = build_shrink(operands, rank, layout)
-    if expand_key not in operands.launchers:
-        operands.launchers[expand_key] = build_expand(operands, rank, is_added)
-    return operands.launchers[shrink_key], operands.launchers[expand_key]
-
-
-def constants(operands: Operands, rank: int) -> Constants:
-    return {
-        "K": operands.inner,
-        "MODULES": len(operands.weights),
-        "RANK": rank,
-        "SPANS": num_spans(operands),
-        "NORM": operands.norm is not None,
-    }
-
-
-def build_shrink(operands: Operands, rank: int, layout: Layout) -> Launcher:
-    modules = range(len(operands.weights))
-    names = ["x", "tiles", *(["norm"] if operands.norm is not None else [])]
-    names += [f"{kind}{index}" for index in modules for kind in ("a", "starts")]
-    numbers = {**constants(operands, rank), **layout.constants}
-    prelude = missing(len(modules), "a", "starts") + without(names, "norm")
-    return Launcher("shrink", [], names, ["out"], numbers, threads=128, prelude=prelude)
-
-
-def build_expand(operands: Operands, rank: int, is_added: bool) -> Launcher:
-    widths = [w.shape[0] for w in operands.weights] + [0, 0]
-    names = ["parts", "tiles", *(["added"] if is_added else [])]
-    names += [f"{kind}{index}" for index in range(len(operands.weights)) for kind in ("b", "starts", "scale")]
-    numbers = {**constants(operands, rank), "N0": widths[0], "N1": widths[1], "N2": widths[2], "ADDED": is_added}
-    prelude = missing(len(operands.weights), "b", "starts", "scale") + without(names, "added")
-    defines = f"#define EPS {operands.eps!r}f\n"
-    return Launcher("expand", [], names, ["out"], numbers, threads=128, defines=defines, prelude=prelude)
-
-
-def missing(count: int, *kinds: str) -> str:
-    """Names for the modules that a product does not have; nobody reads them."""
-    return "".join(f"#define {kind}{index} {kind}0\n" for index in range(count, 3) for kind in kinds)
+    slots, left = mx.zeros((2, 4), mx.int32), mx.zeros((rank, operands.inner), mx.bfloat16)
+    modules = tuple(Pair(left, mx.zeros((rank, w.shape[0]), mx.bfloat16), slots, rank) for w in operands.weights)
+    return Adapted(Pairs(modules, rank, mx.zeros(16, mx.int64)), mx.zeros((1, LINE), mx.int32))

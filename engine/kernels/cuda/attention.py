@@ -14,10 +14,10 @@ import numpy as np
 
 from engine.batch import Batch
 from engine.config import ModelConfig
+from engine.kernels.cuda.layout import ROW_BY_ROW, Layout
 from engine.kernels.cuda.mailbox import HEADER, Mailbox
 from engine.kernels.cuda.operands import AHEAD_BYTES, without
 from engine.kernels.cuda.source import Launcher
-from engine.kernels.cuda.tiles import ROW_BY_ROW, Layout
 from engine.rotary import rotary
 
 WARPS = 4

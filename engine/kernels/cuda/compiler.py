@@ -49,18 +49,26 @@ def nvrtc() -> ctypes.CDLL:
 
 def machine_code(text: str) -> bytes:
     """The kernel's code: from the disk if it was compiled before."""
-    major, minor = capability()
-    target = f"sm_{major}{minor}a"  # `a`: with what only this generation has
-    version = [ctypes.c_int(), ctypes.c_int()]
-    nvrtc().nvrtcVersion(*map(ctypes.byref, version))
-    key = f"{target} {version[0].value}.{version[1].value}\n{text}"
-    kept = folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    kept = place_of(text)
     try:
         return kept.read_bytes()
     except OSError:
-        code = compiled(text, target)
+        code = compiled(text, target())
         keep(kept, code)
         return code
+
+
+def target() -> str:
+    major, minor = capability()
+    return f"sm_{major}{minor}a"  # `a`: with what only this generation has
+
+
+def place_of(text: str) -> Path:
+    """Where a kernel's code is kept, once it was compiled."""
+    version = [ctypes.c_int(), ctypes.c_int()]
+    nvrtc().nvrtcVersion(*map(ctypes.byref, version))
+    key = f"{target()} {version[0].value}.{version[1].value}\n{text}"
+    return folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
 
 
 def folder() -> Path:

@@ -2,6 +2,9 @@
 
 import mlx.core as mx
 
+from engine.kernels.cuda.adapters import Adapted
+from engine.kernels.cuda.layout import ROW_BY_ROW
+from engine.kernels.cuda.low_rank import NAMES, Shrinking
 from engine.kernels.cuda.operands import AHEAD_BYTES, MULTIPROCESSORS, SHARED_BYTES, Operands
 from engine.kernels.cuda.source import Launcher
 from engine.quantized import QuantizedTensor
@@ -17,12 +20,16 @@ def multiply_few(
     added: mx.array | None,
     at: mx.array | None = None,
     after: QuantizedTensor | None = None,
+    adapted: Adapted | None = None,
 ) -> mx.array:
     """Rows of x, or its rows `at`; `after` are weights that are needed next."""
-    plan = Plan(operands, 1 << (rows - 1).bit_length())
+    at_most = 1 << (rows - 1).bit_length()
+    if adapted is not None and rows > 1:
+        at_most = MOST_ROWS  # one kernel for all of these: fewer to compile
+    plan = Plan(operands, at_most, 0 if adapted is None else adapted.pairs.rank)
     kind, extra = operands.added(added)
     ahead = 0 if after is None else min(AHEAD_BYTES, after.nbytes)
-    key = (operands.form, "few", plan.rows, kind, at is not None, ahead)
+    key = (operands.form, "few", plan.rows, kind, at is not None, ahead, plan.rank)
     launcher = operands.launchers.get(key)
     if launcher is None:
         launcher = operands.launchers[key] = plan.launcher(kind, at is not None, ahead)
@@ -30,16 +37,22 @@ def multiply_few(
     inputs += [array for array in (operands.norm, extra, at, after) if array is not None]
     tiles = operands.width // 16
     waves = -(-tiles // (MULTIPROCESSORS * launcher.blocks))
-    shapes, dtypes = [(rows, operands.width)], [operands.dtype]
-    return launcher(inputs, (-(-tiles // waves), 1, 1), shapes, dtypes, rows=rows)[0]
+    blocks, numbers = -(-tiles // waves), {"rows": rows}
+    if adapted is not None:
+        shrinking = plan.shrinking()
+        inputs += shrinking.inputs(adapted)
+        blocks += shrinking.blocks(adapted)
+        numbers |= shrinking.numbers(adapted)
+    return launcher(inputs, (blocks, 1, 1), [(rows, operands.width)], [operands.dtype], **numbers)[0]
 
 
 class Plan:
-    """How a block of the kernel lies in its multiprocessor, for so many rows."""
+    """How a block of the kernel lies in its multiprocessor, for so many rows, with adapters up to a rank or without."""
 
-    def __init__(self, operands: Operands, rows: int) -> None:
+    def __init__(self, operands: Operands, rows: int, rank: int) -> None:
         self.operands = operands
         self.rows = rows
+        self.rank = rank
         first = operands.weights[0]
         self.bits, self.group = first.bits, first.group_size
 
@@ -65,6 +78,8 @@ class Plan:
         inner, is_gated = self.operands.inner, self.operands.is_gated
         scales = 2 * 32 * (2048 // self.bits) // self.group * 2
         rest = (self.rows * inner * 2 if self.is_staged else 0) + (inner * self.bits // 16 if self.is_grouped else 0)
+        if self.rank:  # what adapters make of the rows, and 512 for who they are
+            rest += self.rank * self.rows * 4 * (2 if is_gated else 1) + 512
         each = 512 * (2 if is_gated else 1) + 32 + scales
         sizes = {ring: rest + self.warps * (each + ring * 2048) for ring in (2, 3, 4)}
         best = max(sizes, key=lambda ring: (self.blocks(sizes[ring]), ring))
@@ -73,6 +88,9 @@ class Plan:
     def blocks(self, shared: int) -> int:
         """Blocks of a multiprocessor at a time."""
         return max(1, min(SHARED_BYTES // (shared + 1024), 65536 // (self.warps * 32 * REGISTERS)))
+
+    def shrinking(self) -> Shrinking:
+        return Shrinking(self.operands, self.rank, ROW_BY_ROW, self.operands.norm is not None, self.warps, 4)
 
     def launcher(self, kind: int, is_gathered: bool, ahead: int) -> Launcher:
         operands = self.operands
@@ -91,6 +109,12 @@ class Plan:
             "AFTER": ahead,
             "RING": ring,
         }
+        prelude = operands.absent(names) + "constexpr int num_shrinking = 0;\n"
+        if self.rank:
+            shrinking = self.shrinking()
+            prelude = operands.absent(names) + opening(shrinking)
+            names += NAMES
+            constants |= shrinking.constants
         return Launcher(
             "product_few",
             ["weights"],
@@ -100,6 +124,13 @@ class Plan:
             threads=self.warps * 32,
             blocks=self.blocks(shared),
             shared_memory=shared,
-            defines=f"#define EPS {operands.eps!r}f\n",
-            prelude=operands.absent(names),
+            defines=f"#define EPS {operands.eps!r}f\n#define ADAPTED {int(bool(self.rank))}\n#define APART 0\n",
+            prelude=prelude,
         )
+
+
+def opening(shrinking: Shrinking) -> str:
+    """The first blocks of a launch shrink, and say so when they have finished."""
+    index = "(int)blockIdx.x < num_shrinking ? (int)blockIdx.x : -1"
+    said = "__syncthreads();\nif (threadIdx.x == 0) { __threadfence(); atomicAdd((int*)table[9], 1); }"
+    return shrinking.text(index, said)

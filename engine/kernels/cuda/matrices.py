@@ -8,14 +8,16 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from engine.kernels.cuda import few, tiles
+from engine.kernels.cuda import few, low_rank, tiles
+from engine.kernels.cuda.adapters import Adapted
+from engine.kernels.cuda.layout import ROW_BY_ROW, Layout
 from engine.kernels.cuda.operands import Operands
 from engine.kernels.cuda.source import Launcher
-from engine.kernels.cuda.tiles import ROW_BY_ROW, Layout
 from engine.quantized import QuantizedTensor, dequantize
 from engine.weights import Linear
 
 NEVER = 1 << 30
+MOST_ROWS_AT_ONCE = max(tiles.TILES)  # whose adapters cost no launch
 MOST_NORMED = 8192  # columns of rows that are normed on the way: eight of them fit in shared memory
 
 
@@ -58,19 +60,24 @@ class Matrices:
         is_laid_out: bool = False,
         give: Layout = ROW_BY_ROW,
         after: QuantizedTensor | None = None,
+        adapted: Adapted | None = None,
     ) -> mx.array:
-        """The product of (T, in), or of its rows `at`; `added` is (T, out), the residual for one.
+        """The product of (T, in), or of its rows `at`, and what `adapted` makes of these; `added` is (T, out), the
+        residual for one.
 
         `is_laid_out`: x lies as `layout()` says, and `added` tells the number of rows; `give`: how the result shall
         lie, if gated; `after`: weights that are needed next.
         """
         like = at if at is not None else added if is_laid_out and added is not None else x
         rows = like.shape[0]
+        if adapted is not None and rows > MOST_ROWS_AT_ONCE:
+            layout = self.layout(rows) if is_laid_out else ROW_BY_ROW
+            added, adapted = low_rank.add_apart(self.operands, adapted, x, rows, added, layout), None
         if rows <= few.MOST_ROWS:
-            return few.multiply_few(self.operands, x, rows, added, at, after)
+            return few.multiply_few(self.operands, x, rows, added, at, after, adapted)
         if rows < self.dense_from:
             x = x if is_laid_out else tiles.arrange(self.operands, x, rows, at)
-            return tiles.multiply_tiles(self.operands, x, rows, added, give)
+            return tiles.multiply_tiles(self.operands, x, rows, added, give, adapted)
         return self.multiply_dense(x if at is None else x[at], added)
 
     def multiply_dense(self, x: mx.array, added: mx.array | None) -> mx.array:

@@ -1,33 +1,17 @@
 """Tiles: the product for more than 8 rows, 16 to 64 at a time, with weights that are widened in registers."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import mlx.core as mx
 
+from engine.kernels.cuda import low_rank
+from engine.kernels.cuda.adapters import Adapted
+from engine.kernels.cuda.layout import Layout
 from engine.kernels.cuda.operands import MULTIPROCESSORS, SHARED_BYTES, Operands, without
 from engine.kernels.cuda.source import Constants, Launcher, wgmma
 
 TILES = {16: (1, 4), 32: (1, 3), 64: (1, 3)}  # rows: warpgroups of a block, blocks of a multiprocessor
 MOST_PARTS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How activations lie: row by row, or as the tiled product of 4- or 8-bit weights reads them."""
-
-    order: int  # 0, 4 or 8
-    tokens: int  # rows of a tile
-
-    def shape(self, rows: int, width: int) -> tuple[int, int]:
-        return -(-rows // self.tokens) * self.tokens, width
-
-    @property
-    def constants(self) -> Constants:
-        return {"ORDER": self.order, "TOKENS": self.tokens}
-
-
-ROW_BY_ROW = Layout(0, 1)
 
 
 def tile_of(rows: int) -> int:
@@ -56,25 +40,43 @@ def arrange(operands: Operands, x: mx.array, rows: int, at: mx.array | None) -> 
     return launcher(inputs, (rows, 1, 1), [layout.shape(rows, operands.inner)], [mx.bfloat16])[0]
 
 
-def multiply_tiles(operands: Operands, x: mx.array, rows: int, added: mx.array | None, give: Layout) -> mx.array:
-    """The product of so many rows that were laid out; `give`: how the result shall lie, if gated."""
+def multiply_tiles(
+    operands: Operands, x: mx.array, rows: int, added: mx.array | None, give: Layout, adapted: Adapted | None = None
+) -> mx.array:
+    """The product of so many rows that were laid out; `give`: how the result shall lie, if gated.
+
+    With `adapted`, of which a tile of rows at most takes care, parts of the product are always summed apart.
+    """
     tile = tile_of(rows)
     groups, _ = TILES[tile]
     kind, extra = operands.added(added)
     blocks = -(-rows // tile) * -(-operands.width // ((64 if operands.is_gated else 128) * groups))
     parts = 1 if operands.is_float else best_parts(rows, operands.inner, operands.sum_width, blocks)
-    key = (operands.form, "many", tile, 0 if parts > 1 else kind, parts > 1, give)
+    is_parted = parts > 1 or adapted is not None
+    rank = 0 if adapted is None else adapted.pairs.rank
+    key = (operands.form, "many", tile, 0 if is_parted else kind, is_parted, give, rank)
     launcher = operands.launchers.get(key)
     if launcher is None:
-        launcher = operands.launchers[key] = tiled(operands, tile, 0 if parts > 1 else kind, parts > 1, give)
+        launcher = operands.launchers[key] = tiled(operands, tile, 0 if is_parted else kind, is_parted, give, rank)
     inputs = [x, *operands.arrays]
-    if parts > 1:
-        shapes = [(parts, rows, operands.sum_width)]
-        sums = launcher(inputs, (blocks, parts, 1), shapes, [mx.float32], rows=rows)[0]
-        return combine(operands, sums, kind, extra, give)
+    if is_parted:
+        shapes, numbers = [(parts, rows, operands.sum_width)], {"rows": rows}
+        if adapted is None:
+            sums = launcher(inputs, (blocks, parts, 1), shapes, [mx.float32], **numbers)[0]
+            return combine(operands, sums, kind, extra, give)
+        shrinking = shrinking_of(operands, tile, rank)
+        grid = (blocks * parts + shrinking.blocks(adapted), 1, 1)
+        numbers |= {"num_blocks": blocks, "splits": parts, **shrinking.numbers(adapted)}
+        sums = launcher(inputs + shrinking.inputs(adapted), grid, shapes, [mx.float32], **numbers)[0]
+        return low_rank.expand(operands, adapted, rows, added, sums, give)
     shape = give.shape(rows, operands.width) if operands.is_gated else (rows, operands.width)
     inputs += [] if extra is None else [extra]
     return launcher(inputs, (blocks, 1, 1), [shape], [operands.dtype], rows=rows)[0]
+
+
+def shrinking_of(operands: Operands, tile: int, rank: int) -> low_rank.Shrinking:
+    """The blocks that go along with the product; its rows are normed already."""
+    return low_rank.Shrinking(operands, rank, Layout(operands.weights[0].bits, tile), False)
 
 
 @lru_cache(maxsize=4096)
@@ -90,7 +92,7 @@ def best_parts(rows: int, inner: int, width: int, blocks: int) -> int:
     return min(range(1, 1 + min(MOST_PARTS, inner // 512)), key=seconds)
 
 
-def tiled(operands: Operands, tile: int, kind: int, is_parted: bool, give: Layout) -> Launcher:
+def tiled(operands: Operands, tile: int, kind: int, is_parted: bool, give: Layout, rank: int) -> Launcher:
     names = ["x", *operands.names, *(["added"] if kind else [])]
     groups, most_blocks = TILES[tile]
     first = operands.weights[0]
@@ -107,6 +109,12 @@ def tiled(operands: Operands, tile: int, kind: int, is_parted: bool, give: Layou
         "PARTS": is_parted,
         "ORDER": give.order,
     }
+    prelude = operands.absent(names)
+    if rank:
+        shrinking = shrinking_of(operands, tile, rank)
+        assert groups * 4 == low_rank.WARPS
+        names, constants = [*names, *low_rank.NAMES], constants | shrinking.constants
+        prelude += shrinking.text("(int)blockIdx.x - num_blocks * splits")
     return Launcher(
         "product_many",
         ["weights"],
@@ -116,8 +124,8 @@ def tiled(operands: Operands, tile: int, kind: int, is_parted: bool, give: Layou
         threads=128 * groups,
         blocks=blocks,
         shared_memory=stages * tile * 256 + weights + 1024,
-        prelude=operands.absent(names),
-        defines=wgmma(tile),
+        prelude=prelude,
+        defines=f"#define APART 0\n#define ADAPTED {int(bool(rank))}\n{wgmma(tile)}",
     )
 
 

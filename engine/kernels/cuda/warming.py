@@ -4,11 +4,17 @@ Their rows are written to the cache's first block, which belongs to nobody.
 """
 
 from collections.abc import Iterator
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
 
 from engine.batch import Batch, Chunk
+from engine.cache import KVCache
+from engine.kernels.cuda.adapters import blank
+from engine.kernels.cuda.halves import Halves
+from engine.kernels.cuda.layout import ROW_BY_ROW
+from engine.logprobs import score
 
 FEW_AND_TILES = (1, 2, 4, 8, 16, 32, 64)  # numbers of rows that have kernels of their own
 COMMON_RANKS = (16,)  # of adapters; the kernels for others are compiled with the first one that is wider
@@ -46,3 +52,30 @@ def made_batch(rows: int, tokens: int, block_size: int) -> Batch:
         max_decode_context=1 if rows else 0,
         chunks=(Chunk(rows, tokens, tokens, rows),) if tokens else (),
     )
+
+
+def run_mlx_kernels(cache: KVCache, vocabulary: int) -> None:
+    """What is MLX's own and compiled on its first use: rows that leave, logprobs, and blocks that are copied."""
+    tokens, logits = mx.zeros(4, mx.int32), mx.zeros((4, vocabulary), mx.float32)
+    some = mx.array([0, 2], mx.int32)
+    found = [tokens[some], mx.concatenate([tokens, tokens[some]])]
+    for num_top in (0, 2):
+        found += score(logits[some], tokens[some], num_top).arrays()
+    cache.copy_blocks([(0, 0)])
+    mx.eval(found, cache.arrays())
+
+
+def compile_products(halves: Halves, rows: int, ranks: tuple[int, ...]) -> None:
+    """The products of a layer for so many rows, with adapters of some ranks and without: built, never computed."""
+    products = halves.products
+    for matrices, following in zip(products, [*products[1:], *products[:1]], strict=True):
+        operands = matrices.operands
+        is_last = operands.norm is None  # of its half: rows come laid out, and a residual is added
+        layout = matrices.layout(rows) if is_last else ROW_BY_ROW
+        give = halves.down.layout(rows) if operands.is_gated and halves.down else ROW_BY_ROW
+        x = mx.zeros(layout.shape(rows, operands.inner), mx.bfloat16)
+        added = mx.zeros((rows, operands.sum_width), mx.bfloat16) if is_last else None
+        next_one = following.operands.weights[0]
+        afters = (None,) if matrices is halves.qkv else (next_one, None) if matrices is halves.down else (next_one,)
+        for adapted, after in product((None, *(blank(operands, rank) for rank in ranks)), afters):
+            matrices(x, added, is_laid_out=is_last, give=give, after=after, adapted=adapted)

@@ -76,6 +76,14 @@ __device__ __forceinline__ void make_barriers(u32 at, int count) {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// Until so many others have added themselves, each after its writes.
+__device__ __forceinline__ void await_count(const int* counter, int wanted) {
+  int seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  } while (seen < wanted);
+}
+
 __device__ __forceinline__ float power(float x) {  // of two
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

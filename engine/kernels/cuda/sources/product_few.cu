@@ -2,7 +2,9 @@
 // operand is the rows. A block has 16 outputs (of both matrices, if gated) and its warps part the inner dimension.
 // While a block's groups times rows fit in 8 columns, nibbles go in as they are, plus 128: columns are (group, row), and
 // scale and bias meet the sums of a group instead of every weight. STAGED: the block holds x in shared memory, in the
-// order that the nibbles come in, with each group's sum.
+// order that the nibbles come in, with each group's sum. ADAPTED: the launch's first blocks are those of `shrink`, and
+// every other one waits for all of them before it adds what adapters make of its columns. They are started first, and
+// wait for nobody.
 constexpr int OCT = 16 / BITS, BLOCK = 32 * OCT, RUN = 8 * OCT, SUPER = 4 * BLOCK;
 constexpr int SUPERS = K / SUPER, PER_WARP = SUPERS / WARPS;
 constexpr int MATS = GATED ? 2 : 1, ITEMS = MATS * PER_WARP, THREADS = WARPS * 32;
@@ -10,6 +12,7 @@ constexpr int TILES = (GATED ? N0 : N0 + N1 + N2) / 16, WIDTH = TILES * 16;
 constexpr size_t ROW = (size_t)K * BITS / 8, SCALES = (size_t)K / GROUP * 2;
 constexpr int HALVES = GROUP >= BLOCK ? 1 : BLOCK / GROUP, COLUMNS = 8 / HALVES;
 const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+const int block = blockIdx.x - num_shrinking, blocks = gridDim.x - num_shrinking;
 extern __shared__ char shared[];
 uint4* staged = (uint4*)shared;
 float* totals = (float*)(shared + (STAGED ? ROWS * K * 2 : 0));  // (K / BLOCK, 8): of a block's groups, by column
@@ -18,10 +21,15 @@ float* squares = reduced + WARPS * MATS * 128;
 
 // Weights come by halves of a super-block, each lane its own, RING - 1 ahead; a super-block's scales with its first half.
 constexpr int HALF = 2048, SCALE_BYTES = SUPER / GROUP * 2, RING_BYTES = RING * HALF + 2 * 32 * SCALE_BYTES;
+#if ADAPTED
+float* scaled = squares + WARPS * 8;  // (MATS, RANK, ROWS)
+char* ring = (char*)(scaled + MATS * RANK * ROWS) + warp * RING_BYTES;
+#else
 char* ring = (char*)(squares + WARPS * 8) + warp * RING_BYTES;
+#endif
 const u32 ring_at = (u32)__cvta_generic_to_shared(ring);
 auto fetch = [&](int n) {  // the n-th half of this warp
-  const int item = n / 2 % ITEMS, tile = blockIdx.x + n / 2 / ITEMS * gridDim.x;
+  const int item = n / 2 % ITEMS, tile = block + n / 2 / ITEMS * blocks;
   if (tile < TILES) {
     int m = GATED ? item / PER_WARP : 0, row = tile * 16;
     if (!GATED && N1 > 0) {
@@ -55,6 +63,28 @@ auto match = [](uint4 v) -> uint4 {
 };
 #pragma unroll
 for (int n = 0; n < RING - 1; n++) fetch(n);
+#if ADAPTED
+__shared__ int place_of[8];  // of a row, among those of the tiles
+__shared__ int4 slot_of[MODULES * 8];
+if (threadIdx.x < 8) place_of[threadIdx.x] = -1;
+__syncthreads();
+for (int i = threadIdx.x; i < num_tiles * 8; i += THREADS)
+  if (i % 8 < tiles[i / 8 * 10 + 1]) place_of[tiles[i / 8 * 10 + 2 + i % 8]] = i;
+__syncthreads();
+for (int i = threadIdx.x; i < MODULES * 8; i += THREADS) {
+  const int m = i / 8, adapter = place_of[i % 8] < 0 ? -1 : tiles[place_of[i % 8] / 8 * 10];
+  slot_of[i] = adapter < 0 || !(present >> m & 1) ? make_int4(0, 0, 0, 0) : ((const int4*)table[m * 3 + 2])[adapter];
+}
+auto adds = [&](int m, int n, int column, const float* of_matrix) -> float {  // what row n's adapter does, unnormed
+  const int width = m == 0 ? N0 : m == 1 ? N1 : N2;
+  const int4 slot = slot_of[m * 8 + n];
+  const bf16* right = (const bf16*)table[m * 3 + 1] + (size_t)slot.x * width + column;
+  float sum = 0.f;
+#pragma unroll 16
+  for (int k = 0; k < slot.y; k++) sum += of_matrix[k * ROWS + n] * wide(__ldg(right + (size_t)k * width));
+  return sum;
+};
+#endif
 if constexpr (STAGED) {
   float sums[ROWS];
 #pragma unroll
@@ -105,11 +135,11 @@ auto activations = [&](int super, int i, int o) -> uint4 {
   return v;
 };
 int n = 0;
-for (int tile = blockIdx.x; tile < TILES; tile += gridDim.x) {
+for (int tile = block; tile < TILES; tile += blocks) {
   float acc[MATS][4] = {};
-  if (AFTER > 0 && threadIdx.x == 0 && tile + gridDim.x >= TILES) {  // the next kernel's weights, into L2
-    const size_t share = (size_t)AFTER / gridDim.x / 16 * 16;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)after + blockIdx.x * share), "r"((u32)share));
+  if (AFTER > 0 && threadIdx.x == 0 && tile + blocks >= TILES) {  // the next kernel's weights, into L2
+    const size_t share = (size_t)AFTER / blocks / 16 * 16;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)after + block * share), "r"((u32)share));
   }
 #pragma unroll
   for (int m = 0; m < MATS; m++) {
@@ -173,6 +203,26 @@ for (int tile = blockIdx.x; tile < TILES; tile += gridDim.x) {
     *(float2*)(place + g * 8 + 2 * t) = make_float2(acc[m][0], acc[m][1]);
     *(float2*)(place + (g + 8) * 8 + 2 * t) = make_float2(acc[m][2], acc[m][3]);
   }
+#if ADAPTED
+  const int module = GATED || tile * 16 < N0 ? 0 : tile * 16 < N0 + N1 ? 1 : 2;
+  if (tile == block) {
+    if (threadIdx.x == 0) await_count((const int*)table[9], num_shrinking);
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < MATS * RANK * ROWS; i += THREADS) {
+    constexpr int STRIDE = MODULES * (RANK + 4);
+    const int n = i % ROWS, k = i / ROWS % RANK, m = GATED ? i / (ROWS * RANK) : module;
+    const int4 slot = slot_of[m * 8 + n];
+    float sum = 0.f;
+    if (k < slot.y) {
+      const float* from = (const float*)table[10] + (size_t)place_of[n] * STRIDE + m * (RANK + 4) + k;
+#pragma unroll
+      for (int s = 0; s < SPANS; s++) sum += __ldcg(from + (size_t)s * num_tiles * 8 * STRIDE);
+      sum *= __int_as_float(slot.z);
+    }
+    scaled[i] = sum;
+  }
+#endif
   __syncthreads();
   for (int index = threadIdx.x; index < 16 * ROWS; index += THREADS) {
     const int r = index & 15, n = index >> 4;
@@ -186,6 +236,10 @@ for (int tile = blockIdx.x; tile < TILES; tile += gridDim.x) {
           if (GATED) up += reduced[(w * MATS + 1) * 128 + r * 8 + c * COLUMNS + n];
         }
       }
+#if ADAPTED
+      y += adds(module, n, tile * 16 + r - (module == 0 ? 0 : module == 1 ? N0 : N0 + N1), scaled);
+      if (GATED) up += adds(1, n, tile * 16 + r, scaled + RANK * ROWS);
+#endif
       if constexpr (NORM) {
         float sum = 0.f;
 #pragma unroll
@@ -210,3 +264,7 @@ for (int tile = blockIdx.x; tile < TILES; tile += gridDim.x) {
   }
   __syncthreads();
 }
+#if ADAPTED
+int* finished = (int*)table[9];
+if (threadIdx.x == 0 && atomicAdd(finished + 1, 1) == blocks - 1) finished[0] = finished[1] = 0;  // all have seen it
+#endif

@@ -2,19 +2,25 @@
 // are widened in registers as the left operand of wgmma, and rows of x, laid out by `place`, are its right operand in
 // shared memory. The inner dimension goes by pieces of 128: x by one bulk copy a piece, STAGES - 1 of them on their way.
 // Weights come PART pieces at a time by each lane's own copies, one part ahead: small, so that three blocks fit on a
-// multiprocessor, since one alone waits for its own instructions. The inner dimension is parted over blockIdx.y; the results are summed by
-// whoever reads `out`, (splits, rows, width) floats.
+// multiprocessor, since one alone waits for its own instructions. The inner dimension may be in PARTS, which are summed
+// by whoever reads `out`, (splits, rows, width) floats. Where rows have adapters, blocks stand in one line, and those of
+// `shrink` come last: they take what room these leave.
 constexpr int OCT = 16 / BITS, BLOCK = 32 * OCT, SUB = 128 / BLOCK, THREADS = 128 * GROUPS;
 constexpr int PART = 8 / BITS, SCALE_PART = 2 * PART, SCALE_BYTES = SCALE_PART * 256 / GROUP;
 constexpr int WIDTH = GATED ? N0 : N0 + N1 + N2, PIECES = K / 128;
 constexpr int XBYTES = TOKENS * 256, WBYTES = THREADS * 128, SBYTES = GROUPS * 4 * 64 * SCALE_BYTES;
 constexpr size_t ROW = (size_t)K * BITS / 8, SCALES = (size_t)K / GROUP * 2;
 const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+#if ADAPTED
+const int block = blockIdx.x % num_blocks, part_of_k = blockIdx.x / num_blocks, num_parts = splits;
+#else
+const int block = blockIdx.x, part_of_k = blockIdx.y, num_parts = gridDim.y;
+#endif
 const int token_tiles = (rows + TOKENS - 1) / TOKENS;
-const int first_token = (blockIdx.x % token_tiles) * TOKENS;
-const int first_row = ((blockIdx.x / token_tiles) * GROUPS + (warp >> 2)) * (GATED ? 64 : 128) + (warp & 3) * 16;
-const int per = (PIECES / SCALE_PART + gridDim.y - 1) / gridDim.y * SCALE_PART;
-const int begin = blockIdx.y * per, end = min(PIECES, begin + per);
+const int first_token = (block % token_tiles) * TOKENS;
+const int first_row = ((block / token_tiles) * GROUPS + (warp >> 2)) * (GATED ? 64 : 128) + (warp & 3) * 16;
+const int per = (PIECES / SCALE_PART + num_parts - 1) / num_parts * SCALE_PART;
+const int begin = part_of_k * per, end = min(PIECES, begin + per);
 extern __shared__ char unaligned[];
 const u32 base = ((u32)__cvta_generic_to_shared(unaligned) + 1023) & ~1023u;
 const char* shared = unaligned + (base - (u32)__cvta_generic_to_shared(unaligned));
@@ -158,7 +164,7 @@ for (int n = 0; n < TOKENS / 8; n++)
           float y = acc[0][n * 4 + r * 2 + j], up = acc[1][n * 4 + r * 2 + j];
           if (column < WIDTH) {
             if constexpr (PARTS) {
-              float* line = (float*)out + ((size_t)blockIdx.y * rows + token) * 2 * WIDTH;
+              float* line = (float*)out + ((size_t)part_of_k * rows + token) * 2 * WIDTH;
               line[column] = y, line[WIDTH + column] = up;
             } else {
               if constexpr (ADDED) {
@@ -176,7 +182,7 @@ for (int n = 0; n < TOKENS / 8; n++)
             float y = acc[m][n * 4 + r * 2 + j];
             if (column < WIDTH) {
               if constexpr (PARTS) {
-                ((float*)out)[(size_t)blockIdx.y * rows * WIDTH + at] = y;
+                ((float*)out)[(size_t)part_of_k * rows * WIDTH + at] = y;
               } else {
                 if constexpr (ADDED) y += wide(((const unsigned short*)added)[ADDED == 2 ? column : at]);
                 if constexpr (FLOAT_OUT) ((float*)out)[at] = y;

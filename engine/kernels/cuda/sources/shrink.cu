@@ -1,63 +1,92 @@
-// Rows of one adapter, up to eight, times its left matrices: low = x A', the first half of what an adapter adds. A
-// block has a span of the inner dimension of one module, and its four warps part it; whoever reads `low` sums the
-// spans. x may have to be normed first: then the norm's factor, which needs all of a row, is left to the reader, who
-// finds the span's sum of squares behind the RANK sums. `tiles`: (adapter or -1, count, rows).
-constexpr int SPAN = K / SPANS, STRIDE = MODULES * (RANK + 4);
+// Rows of one adapter, up to eight, times its left matrices: x A', the first half of what an adapter adds. A
+// block has a span of the inner dimension of one module, and its warps part it; whoever reads these sums the spans.
+// x may have to be normed first: then the norm's factor, which needs all of a row, is left to the reader, who finds
+// the span's sum of squares behind the RANK sums. `tiles`: (adapter or -1, count, rows); `table`: where each module's
+// left and right matrices and slots (first rank row, rank, scale) are. This is the `shrinking`-th block of its kind,
+// APART in a launch that gives `lows`, or among those of the product that x is for, with a place of their own for
+// them. Meanwhile the right matrices, which are needed next, come to L2.
+constexpr int SPAN = K / SPANS, SHARE = SPAN / SHRINK_WARPS, STRIDE = MODULES * (RANK + 4);
 const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-const int tile = blockIdx.x, module = blockIdx.y, span = blockIdx.z;
+const int tile = shrinking % num_tiles, module = shrinking / num_tiles % MODULES, span = shrinking / num_tiles / MODULES;
 const int adapter = tiles[tile * 10], count = tiles[tile * 10 + 1];
-__shared__ float sums[4][RANK * 8], squares[4][8];
-const bf16* a = module == 0 ? a0 : module == 1 ? a1 : a2;
-const int* starts = module == 0 ? starts0 : module == 1 ? starts1 : starts2;
-const int start = adapter < 0 || !(present >> module & 1) ? 0 : starts[adapter];
-const int rank = adapter < 0 || !(present >> module & 1) ? 0 : starts[adapter + 1] - start;
-if (rank == 0 || count == 0) return;
-const int row = tiles[tile * 10 + 2 + g];
-float acc[RANK / 16][4] = {}, square = 0.f;
-const int first = span * SPAN + warp * (SPAN / 4) + 8 * t;
-#pragma unroll 2
-for (int k = first; k < first + SPAN / 4; k += 32) {
-  uint4 v = make_uint4(0, 0, 0, 0);
-  if (g < count) {
-    if constexpr (ORDER == 0) {
-      v = load16(x + (size_t)row * K + k);
-    } else {
-      u32 words[4];
+extern __shared__ float scratch[];  // (SHRINK_WARPS, RANK, 8), and squares (SHRINK_WARPS, 8)
+float* squares = scratch + SHRINK_WARPS * RANK * 8;
+const int4 slot = adapter < 0 || !(present >> module & 1) ? make_int4(0, 0, 0, 0) : ((const int4*)table[module * 3 + 2])[adapter];
+if (slot.y > 0 && count > 0) {
+  const bf16* left = (const bf16*)table[module * 3] + (size_t)slot.x * K;
+  if (threadIdx.x == 0) {
+    const int width = module == 0 ? N0 : module == 1 ? N1 : N2;
+    const bf16* right = (const bf16*)table[module * 3 + 1] + (size_t)slot.x * width;
+    const u32 bytes = slot.y * width * 2 / SPANS / 16 * 16;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)right + (size_t)span * bytes), "r"(bytes));
+  }
+  const int row = tiles[tile * 10 + 2 + g];
+  constexpr int STEPS = SHARE / 32, MOST = RANK == 16 ? AHEAD : RANK == 32 ? 2 : 1;
+  constexpr int HALF_MOST = MOST > 1 ? MOST / 2 : 1;
+  constexpr int ABREAST = STEPS % MOST == 0 ? MOST : STEPS % HALF_MOST == 0 ? HALF_MOST : 1;  // loads before a use
+  const uint4 none = make_uint4(0, 0, 0, 0);
+  float acc[RANK / 16][4] = {}, square = 0.f;
+#pragma unroll 1
+  for (int step = 0; step < STEPS; step += ABREAST) {
+    uint4 v[ABREAST], p[ABREAST][RANK / 16], q[ABREAST][RANK / 16];
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        words[i] = x[place<ORDER, TOKENS>(row, k + 2 * i, K)] | (u32)x[place<ORDER, TOKENS>(row, k + 2 * i + 1, K)] << 16;
-      v = make_uint4(words[0], words[1], words[2], words[3]);
+    for (int i = 0; i < ABREAST; i++) {
+      const int k = span * SPAN + warp * SHARE + (step + i) * 32 + 8 * t;
+#pragma unroll
+      for (int m = 0; m < RANK / 16; m++) {
+        const bf16* from = left + (size_t)(m * 16 + g) * K + k;
+        p[i][m] = m * 16 + g < slot.y ? __ldg((const uint4*)from) : none;
+        q[i][m] = m * 16 + g + 8 < slot.y ? __ldg((const uint4*)(from + 8 * K)) : none;
+      }
+      v[i] = none;
+      if (g < count) {
+        if constexpr (X_ORDER == 0) {
+          v[i] = *(const uint4*)(x + (size_t)row * K + k);
+        } else {
+          constexpr int NEXT = X_ORDER == 4 ? 1 : 2;  // a word holds k and k + 4, or k and k + 1
+          v[i].x = *(const u32*)(x + place<X_ORDER, X_TOKENS>(row, k, K));
+          v[i].y = *(const u32*)(x + place<X_ORDER, X_TOKENS>(row, k + NEXT, K));
+          v[i].z = *(const u32*)(x + place<X_ORDER, X_TOKENS>(row, k + 2 * NEXT, K));
+          v[i].w = *(const u32*)(x + place<X_ORDER, X_TOKENS>(row, k + 3 * NEXT, K));
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < ABREAST; i++) {
+      uint4 u = v[i];
+      if constexpr (NORM) {
+        const uint4 f = *(const uint4*)(norm + span * SPAN + warp * SHARE + (step + i) * 32 + 8 * t);
+        square += low(u.x) * low(u.x) + high(u.x) * high(u.x) + low(u.y) * low(u.y) + high(u.y) * high(u.y);
+        square += low(u.z) * low(u.z) + high(u.z) * high(u.z) + low(u.w) * low(u.w) + high(u.w) * high(u.w);
+        u = make_uint4(mul2(u.x, f.x), mul2(u.y, f.y), mul2(u.z, f.z), mul2(u.w, f.w));
+      }
+#pragma unroll
+      for (int m = 0; m < RANK / 16; m++) {
+        const uint4 a = pairs<X_ORDER>(p[i][m]), b = pairs<X_ORDER>(q[i][m]);
+        mma(acc[m], a.x, b.x, a.y, b.y, u.x, u.y);
+        mma(acc[m], a.z, b.z, a.w, b.w, u.z, u.w);
+      }
     }
   }
-  if constexpr (NORM) {
-    const uint4 f = load16(norm + k);
-    square += low(v.x) * low(v.x) + high(v.x) * high(v.x) + low(v.y) * low(v.y) + high(v.y) * high(v.y);
-    square += low(v.z) * low(v.z) + high(v.z) * high(v.z) + low(v.w) * low(v.w) + high(v.w) * high(v.w);
-    v = make_uint4(mul2(v.x, f.x), mul2(v.y, f.y), mul2(v.z, f.z), mul2(v.w, f.w));
+#pragma unroll
+  for (int m = 0; m < RANK / 16; m++)
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      scratch[(warp * RANK + m * 16 + g + (e >> 1) * 8) * 8 + 2 * t + (e & 1)] = acc[m][e];
+  square += __shfl_xor_sync(~0u, square, 1);
+  square += __shfl_xor_sync(~0u, square, 2);
+  if (t == 0) squares[warp * 8 + g] = square;
+  __syncthreads();
+#if APART
+  float* to = lows;
+#else
+  float* to = (float*)table[10];
+#endif
+  to += ((size_t)span * num_tiles + tile) * 8 * STRIDE + module * (RANK + 4);
+  for (int i = threadIdx.x; i < (RANK + 1) * 8; i += SHRINK_WARPS * 32) {
+    float sum = 0.f;
+#pragma unroll
+    for (int w = 0; w < SHRINK_WARPS; w++) sum += i < RANK * 8 ? scratch[w * RANK * 8 + i] : squares[w * 8 + i % 8];
+    to[i % 8 * STRIDE + i / 8] = sum;
   }
-#pragma unroll
-  for (int m = 0; m < RANK / 16; m++) {
-    if (m * 16 < rank) {
-      const uint4 none = make_uint4(0, 0, 0, 0);
-      const bf16* from = a + (size_t)(start + m * 16 + g) * K + k;
-      const uint4 p = m * 16 + g < rank ? load16(from) : none, q = m * 16 + g + 8 < rank ? load16(from + 8 * K) : none;
-      mma(acc[m], p.x, q.x, p.y, q.y, v.x, v.y);
-      mma(acc[m], p.z, q.z, p.w, q.w, v.z, v.w);
-    }
-  }
-}
-#pragma unroll
-for (int m = 0; m < RANK / 16; m++)
-#pragma unroll
-  for (int e = 0; e < 4; e++) sums[warp][(m * 16 + g + (e >> 1) * 8) * 8 + 2 * t + (e & 1)] = acc[m][e];
-square += __shfl_xor_sync(~0u, square, 1);
-square += __shfl_xor_sync(~0u, square, 2);
-if (t == 0) squares[warp][g] = square;
-__syncthreads();
-float* to = out + ((size_t)span * gridDim.x + tile) * 8 * STRIDE + module * (RANK + 4);
-for (int i = threadIdx.x; i < RANK * 8; i += 128)
-  to[i % 8 * STRIDE + i / 8] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
-if (threadIdx.x < 8) {
-  const int n = threadIdx.x;
-  to[n * STRIDE + RANK] = (squares[0][n] + squares[1][n]) + (squares[2][n] + squares[3][n]);
 }
