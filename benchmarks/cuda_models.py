@@ -29,8 +29,8 @@ CONFIGS = {
 # Made-up models
 
 
-def made_up(config: ModelConfig, bits: int = 4, group: int = 64) -> Model:
-    """Random quantized weights that keep activations in range."""
+def made_up(config: ModelConfig, bits: int = 4, group: int = 64, sharpness: float = 1.0) -> Model:
+    """Random quantized weights that keep activations in range; `sharpness` is how far apart logits are, on average."""
 
     def matrix(out: int, inner: int) -> QuantizedTensor:
         packed = mx.random.randint(-(1 << 31), (1 << 31) - 1, (out, inner * bits // 32), dtype=mx.int32).view(mx.uint32)
@@ -65,7 +65,8 @@ def made_up(config: ModelConfig, bits: int = 4, group: int = 64) -> Model:
 
     head = None if config.tie_word_embeddings else matrix(config.vocab_size, hidden)
     layers = tuple(layer() for _ in range(config.num_layers))
-    return Model(config, Weights(matrix(config.vocab_size, hidden), layers, norm(hidden), head), "made up")
+    last = norm(hidden) * sharpness
+    return Model(config, Weights(matrix(config.vocab_size, hidden), layers, last, head), "made up")
 
 
 def adapter(config: ModelConfig, rank: int, seed: int) -> Adapter:
