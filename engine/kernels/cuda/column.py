@@ -76,6 +76,7 @@ class CudaKernels:
                 tokens = self.draw(logits, knobs, is_greedy=is_greedy, is_filtered=is_filtered)
                 mx.eval(tokens, cache.arrays())
         warming.run_mlx_kernels(cache, self.config.vocab_size)
+        warming.compile_addresses()
         halves = self.halves(weights.layers[0], 0)
         for rows in {*range(1, max_rows + 1), *range(64, max_tokens + 1, 64), max_tokens}:
             is_common = rows in warming.FEW_AND_TILES or rows % 64 == 0 or rows == max_tokens

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.batch import Batch, Chunk
 from engine.cache import KVCache
-from engine.kernels.cuda.adapters import blank
+from engine.kernels.cuda.adapters import Pair, blank, pairs_of, workplace_for
 from engine.kernels.cuda.halves import Halves
 from engine.kernels.cuda.layout import ROW_BY_ROW
 from engine.logprobs import score
@@ -63,6 +63,13 @@ def run_mlx_kernels(cache: KVCache, vocabulary: int) -> None:
         found += score(logits[some], tokens[some], num_top).arrays()
     cache.copy_blocks([(0, 0)])
     mx.eval(found, cache.arrays())
+
+
+def compile_addresses() -> None:
+    """What the first adapter needs before any row has it."""
+    numbers = mx.zeros((2, 4), mx.int32)
+    pair = Pair(mx.zeros((16, 1024), mx.bfloat16), mx.zeros((16, 128), mx.bfloat16), numbers, 16)
+    pairs_of((pair,), workplace_for([pair]))
 
 
 def compile_products(halves: Halves, rows: int, ranks: tuple[int, ...]) -> None:
