@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from deploy.inline import Generation
 from engine.adapter import Adapter
 from engine.completion import Completion, Piece
-from engine.engine import EngineOptions
+from engine.options import EngineOptions
 from engine.refusal import Refusal
 from engine.weights import Model
 from loaders.adapters import load_adapter

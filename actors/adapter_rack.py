@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from actors.adapter_book import AdapterBook, BookedAdapter
-from actors.model_loading import ModelChoice, function_at
+from actors.model_choice import ModelChoice, function_at
 from actors.progress import Progress
 from actors.refusals import Unavailable
 from engine.engine import Engine

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.limits import Capacity, check, check_integer, check_real
 from engine.refusal import BadRequest, UnknownAdapter
@@ -11,7 +11,9 @@ from engine.request import Request
 from engine.wire import pack_request
 from engine.words import sampling_of
 from loaders.prompt import prompt_tokens
-from loaders.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from loaders.tokenizer import Tokenizer  # clients ask without one
 
 MAX_SECONDS = 7 * 86400.0
 
@@ -45,7 +47,7 @@ def ask_of(request_id: str, words: Mapping[str, Any]) -> Ask:
 
 
 def request_of(
-    ask: Ask, tokenizer: Tokenizer, capacity: Capacity, max_choices: int, adapters: Sequence[str]
+    ask: Ask, tokenizer: "Tokenizer", capacity: Capacity, max_choices: int, adapters: Sequence[str]
 ) -> Request:
     """The request, within all limits."""
     for name in ("deadline_seconds", "lease_seconds"):
@@ -64,7 +66,7 @@ def request_of(
     return request
 
 
-def tokens_of(ask: Ask, tokenizer: Tokenizer) -> tuple[int, ...]:
+def tokens_of(ask: Ask, tokenizer: "Tokenizer") -> tuple[int, ...]:
     if (ask.prompt is None) == (ask.messages is None):
         raise BadRequest("give either a prompt or messages", "prompt")
     if ask.messages is None:

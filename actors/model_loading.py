@@ -1,37 +1,17 @@
-"""What model servers and request servers load when they start. Paths to functions, so a test can name its own."""
+"""What model servers and request servers load when they start."""
 
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.model_choice import ModelChoice
 from engine.adapter import Adapter
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.kernels.choose import choose
 from engine.vocabulary import Vocabulary
 from engine.weights import Model
 from loaders.adapters import load_adapter
 from loaders.checkpoint import load_model
 from loaders.tokenizer import load_tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """Which model, and how it is brought into memory. Plain data, as it crosses processes."""
-
-    source: str
-    options: EngineOptions = field(default_factory=EngineOptions)
-    adapters: tuple[tuple[str, str], ...] = ()  # name, folder
-    make_engine: str = "actors.model_loading:make_engine"
-    make_tokenizer: str = "actors.model_loading:make_tokenizer"
-    read_adapter: str = "actors.model_loading:read_adapter"
-
-
-def function_at(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
 
 
 def make_engine(choice: ModelChoice) -> Engine:

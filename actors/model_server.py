@@ -19,7 +19,7 @@ from actors.adapter_rack import AdapterRack
 from actors.envelope import Down
 from actors.genserver import Continue, GenServer, NoReply, Reply
 from actors.messages import Abort, Attach, Detach, Events, Hello, ModelLeaving, ModelUp, Run, Turned
-from actors.model_loading import ModelChoice, function_at
+from actors.model_choice import ModelChoice, function_at
 from actors.node import call, cast, me, monitor, now, send, send_after, whereis
 from actors.pid import From, Pid, Ref, Server
 from actors.progress import BEAT_SECONDS, Progress, last_lesson, progress_path, remove_traces

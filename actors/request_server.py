@@ -18,7 +18,7 @@ from actors.journal import Journal
 from actors.ledger import Ledger
 from actors.ledger_records import from_plain
 from actors.messages import Abort, Events, ModelLeaving, ModelUp, Turned
-from actors.model_loading import function_at
+from actors.model_choice import function_at
 from actors.node import call, cast, me, now, reply, send, send_after
 from actors.outbox import Outbox, Promise
 from actors.pid import From, Pid, Server

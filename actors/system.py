@@ -9,13 +9,13 @@ from actors import finding, process
 from actors.client import Client, find_client
 from actors.exits import NOPROC, CallFailed, Reason
 from actors.journal import check_free
-from actors.model_loading import ModelChoice
+from actors.model_choice import ModelChoice
 from actors.node import here, join, whereis
 from actors.refusals import JournalTaken, Unavailable
 from actors.supervisor import child_spec_of
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import start_root, status, stop_root
-from engine.engine import EngineOptions
+from engine.options import EngineOptions
 
 __all__ = ["connect", "running_config", "start", "status", "stay", "stop"]
 ANSWER_SECONDS = 5.0

@@ -6,7 +6,7 @@ from pathlib import Path
 from actors.birth import NO_RESOURCES, Resources
 from actors.journal import Level
 from actors.ledger import LedgerOptions
-from actors.model_loading import ModelChoice
+from actors.model_choice import ModelChoice
 from actors.supervision import ChildSpec
 
 ROOT = "genserve"

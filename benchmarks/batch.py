@@ -17,14 +17,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from actors.model_loading import ModelChoice, make_engine, make_tokenizer
+from actors.model_choice import ModelChoice
+from actors.model_loading import make_engine, make_tokenizer
 from deploy.jobs.asked import asked_plainly
 from deploy.jobs.carrying_out import carry_out
 from deploy.jobs.inline_answers import InlineAnswers
 from deploy.jobs.meter import Figures
 from deploy.jobs.order import add_arguments, order_of
-from engine.engine import EngineOptions
 from engine.event import TokenEvent
+from engine.options import EngineOptions
 from engine.request import Request, Sampling
 from loaders.progress import OnProgress, ignore_progress
 from loaders.sources import locate

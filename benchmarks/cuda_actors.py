@@ -9,7 +9,8 @@ import tempfile
 import time
 
 from actors import tree, watchdog
-from actors.model_loading import ByteTokenizer, ModelChoice
+from actors.model_choice import ModelChoice
+from actors.model_loading import ByteTokenizer
 from actors.tree import TreeNode
 from benchmarks.cuda_models import CONFIGS, engine_of, made_up
 from engine.engine import Engine

@@ -12,9 +12,10 @@ import numpy as np
 
 from engine.adapter import Adapter, LowRank
 from engine.config import ModelConfig
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.event import TokenEvent
 from engine.kernels.table import Kernels
+from engine.options import EngineOptions
 from engine.quantized import QuantizedTensor
 from engine.request import Request, Sampling
 from engine.weights import LINEAR_MODULES, Layer, Linear, Model, Weights

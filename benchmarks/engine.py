@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from engine.adapter import Adapter, LowRank
 from engine.batch import Batch
-from engine.cache import CacheDtype, KVCache, LayerCache
+from engine.cache import KVCache, LayerCache
 from engine.config import ModelConfig
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.kernels.choose import choose
 from engine.kernels.portable import one_by_one
 from engine.lora import LoraRows
+from engine.options import CacheDtype, EngineOptions
 from engine.request import Request, Sampling
 from engine.weights import LINEAR_MODULES, Layer, Model, Weights
 from loaders.checkpoint import load_model

@@ -19,13 +19,14 @@ from typing import Any
 from actors import process, request_server, system
 from actors.client import Client
 from actors.genserver import GenServer, Reply
-from actors.model_loading import ModelChoice, function_at
+from actors.model_choice import ModelChoice, function_at
 from actors.node import call, spawn, whereis
 from actors.pid import From
 from actors.polls import Poll
 from actors.system_config import SystemConfig
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.event import TokenEvent
+from engine.options import EngineOptions
 from engine.request import Request, Sampling
 
 

@@ -16,7 +16,7 @@ import httpx
 
 from deploy.http.serve import allow_descriptors
 from engine.completion import Usage
-from engine.engine import EngineOptions
+from engine.options import EngineOptions
 from engine.request import Request
 
 
@@ -46,10 +46,10 @@ def serve(settings: Settings, kind: str, ready: Connection) -> None:
 def serve_system(settings: Settings, kind: str, ready: Connection) -> None:
     """The whole system of processes, as `genserve serve` starts it, until this process is told to end."""
     from actors import sys
-    from actors.model_loading import ModelChoice
+    from actors.model_choice import ModelChoice
     from actors.system import start_system, stop
     from actors.system_config import SystemConfig
-    from deploy.http.door import DoorConfig, door_spec
+    from deploy.http.door_config import DoorConfig, door_spec
 
     with tempfile.TemporaryDirectory() as directory:
         choice = ModelChoice(place_of(settings, Path(directory)), settings.options())

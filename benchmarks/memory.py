@@ -19,8 +19,9 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.engine import StubKernels, stub_model
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.kernels.choose import choose
+from engine.options import EngineOptions
 from engine.request import Request, Sampling
 from loaders.checkpoint import load_model
 from loaders.made_up import made_up_adapter

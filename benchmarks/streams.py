@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.client import Client
-from actors.model_loading import ModelChoice, function_at
+from actors.model_choice import ModelChoice, function_at
 from actors.refusals import Overloaded
 from engine.completion import Completion, Piece, Transcript
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
+from engine.options import EngineOptions
 from engine.request import Request
 from engine.sequence import seed_of
 from engine.vocabulary import Vocabulary

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 from engine.adapter import Adapter
 from engine.completion import Completion, Piece, Transcript
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.event import AdapterWanted
 from engine.kernels.choose import choose
+from engine.options import EngineOptions
 from engine.refusal import BadRequest, PromptTooLong
 from engine.request import Request
 from engine.weights import Model

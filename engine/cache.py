@@ -5,14 +5,13 @@ successor; nobody else may hold the old one, so that MLX gives its memory to the
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import mlx.core as mx
 import numpy as np
 
 from engine.config import ModelConfig
+from engine.options import CacheDtype
 
-CacheDtype = Literal["float32", "float16", "bfloat16", "int8"]
 MLX_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16, "int8": mx.int8}
 
 

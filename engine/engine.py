@@ -6,12 +6,11 @@ is done while the next one runs.
 
 from collections import Counter
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 
 from engine.adapter import Adapter
 from engine.admission import check_endings, sequences_of
 from engine.blocks import BlockPool, root_digest
-from engine.cache import CacheDtype, KVCache, block_bytes
+from engine.cache import KVCache, block_bytes
 from engine.event import (
     AdapterWanted,
     ChoiceEnded,
@@ -22,9 +21,9 @@ from engine.event import (
     TokenEvent,
     TokenLogprob,
 )
-from engine.kernels.expand import Expand
 from engine.kernels.table import Kernels
 from engine.limits import Capacity, check
+from engine.options import EngineOptions
 from engine.outputs import outputs_of
 from engine.refusal import BadRequest, shown
 from engine.request import Request
@@ -38,20 +37,6 @@ from engine.vocabulary import Vocabulary
 from engine.weights import Model
 
 MAX_LOGITS_BYTES = 64 << 20  # a step's logits, float32, beside those of decode rows
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How much an engine may hold, and how much it does in a step."""
-
-    cache_bytes: int = 1 << 30  # at most
-    cache_dtype: CacheDtype | None = None  # None: as the kernels like it best
-    block_size: int = 16
-    max_batch_tokens: int = 512
-    max_sequences: int = 64
-    max_context: int | None = None  # None: what the model was made for
-    max_adapter_bytes: int = 2 << 30
-    expand: Expand = "auto"  # keep float copies of quantized weights for large batches
 
 
 class Engine:

@@ -18,8 +18,8 @@ from engine.refusal import BadRequest, BrokenFile, Unsupported, shown
 from loaders.adapter_description import FORMATS, AdapterDescription, ModuleShape, Place, describe, format_of, misfit_of
 from loaders.adapter_format import CONFIG_FILE, HALVES, Slot, finite, module_path
 from loaders.atomic_file import atomic_file
-from loaders.mapped_file import reason
 from loaders.safetensors import open_tensors, read_header, save
+from loaders.unreadable import reason
 
 
 def load_adapter(path: str | Path, scale: float | None = None, *, model_config: ModelConfig | None = None) -> Adapter:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.refusal import BrokenFile, shown
-from loaders.mapped_file import reason
+from loaders.unreadable import reason
 
 MAX_BYTES = 64 << 20  # the longest index of a checkpoint has a few megabytes
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engine.refusal import BrokenFile
+from loaders.unreadable import reason
 
 MAPPED_AROUND = 1 << 16  # when one page is looked at, Linux maps its neighbours too
 READERS, READ_BYTES = 8, 4 << 20  # threads that copy from the page cache, and how much at a time
@@ -89,8 +90,3 @@ def own(values: NDArray[Any], shape: tuple[int, ...], dtype: mx.Dtype) -> mx.arr
         return mx.zeros(shape, dtype)
     array = mx.array(values)
     return (array if array.dtype == dtype else array.view(dtype)).reshape(shape)
-
-
-def reason(trouble: Exception) -> str:
-    """What the system says, without the number and the name."""
-    return (trouble.strerror if isinstance(trouble, OSError) else None) or str(trouble)

@@ -1,10 +1,12 @@
 """Prompts: what a person says -> token ids. A text is a turn of the user, messages are a conversation."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.refusal import BadRequest
-from loaders.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from loaders.tokenizer import Tokenizer  # it brings arrays along
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
@@ -15,7 +17,7 @@ def is_many(prompts: Any) -> bool:
 
 
 def prompt_tokens(
-    tokenizer: Tokenizer, prompt: Prompt, *, system: str | None = None, raw: bool = False
+    tokenizer: "Tokenizer", prompt: Prompt, *, system: str | None = None, raw: bool = False
 ) -> tuple[int, ...]:
     """The ids of a prompt; `raw` takes a text as it stands, without the chat template."""
     if isinstance(prompt, str):

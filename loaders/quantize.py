@@ -18,12 +18,12 @@ from loaders.assembly import assemble
 from loaders.atomic_file import atomic_file
 from loaders.config import read_config
 from loaders.json_file import read_json
-from loaders.mapped_file import reason
 from loaders.progress import OnProgress, Progress, ignore_progress
 from loaders.safetensors import SafetensorsWriter, TensorFile
 from loaders.safetensors_checkpoint import SafetensorsCheckpoint
 from loaders.shards import INDEX
 from loaders.sources import locate
+from loaders.unreadable import reason
 
 MAX_SHARD_BYTES = 5 << 30
 COPIED = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja",

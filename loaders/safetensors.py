@@ -14,8 +14,9 @@ import numpy as np
 from engine.kernels.intake import intake_for
 from engine.refusal import BrokenFile, Unsupported
 from loaders.atomic_file import atomic_file
-from loaders.mapped_file import MappedFile, own, reason
+from loaders.mapped_file import MappedFile, own
 from loaders.safetensors_header import BITS_OF, Header, TensorEntry, read_header
+from loaders.unreadable import reason
 
 __all__ = ["Header", "SafetensorsWriter", "TensorEntry", "TensorFile", "open_tensors", "read_header", "save"]
 

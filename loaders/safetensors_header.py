@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.refusal import BrokenFile, shown
 from loaders.json_file import parse_object
-from loaders.mapped_file import reason
+from loaders.unreadable import reason
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
 MAX_TENSORS = 1_000_000

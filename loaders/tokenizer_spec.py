@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.refusal import BrokenFile, shown
 from loaders.json_file import read_json
-from loaders.mapped_file import reason
+from loaders.unreadable import reason
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can bring half a character, and no tokenizer takes it
 MAX_TEMPLATE_BYTES = 1 << 20

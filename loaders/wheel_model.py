@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 from engine.refusal import BrokenFile, UnknownModel
 from loaders.atomic_file import atomic_file
-from loaders.mapped_file import reason
 from loaders.progress import OnProgress, Progress
+from loaders.unreadable import reason
 
 CHUNK_BYTES = 1 << 20
 POLL_SECONDS = 0.2

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.model_loading import ModelChoice, make_engine, make_tokenizer
+from actors.model_choice import ModelChoice
+from actors.model_loading import make_engine, make_tokenizer
 from deploy.jobs.asked import asked_plainly
 from deploy.jobs.inline_answers import InlineAnswers
 from deploy.jobs.openai_lines import OpenAILines
 from engine.adapter import Adapter
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
+from engine.options import EngineOptions
 from tests.batches import run_batch, written
 from tests.ray_cluster import ROOT, Cluster
 from tests.tiny import write_checkpoint

@@ -13,11 +13,12 @@ import numpy as np
 
 from engine.adapter import Adapter, LowRank
 from engine.config import ModelConfig
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.event import ChoiceEnded, Event, PromptScored, Started, TokenEvent, TokenLogprob
 from engine.kernels.portable import PortableKernels
 from engine.kernels.table import Kernels
 from engine.lora import AdapterStack
+from engine.options import EngineOptions
 from engine.outputs import Outputs
 from engine.request import Request, Sampling
 from engine.rows import Rows

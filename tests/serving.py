@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.model_loading import ByteTokenizer, ModelChoice
+from actors.model_choice import ModelChoice
+from actors.model_loading import ByteTokenizer
 from actors.system_config import SystemConfig
 from engine.adapter import Adapter
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.event import Event
+from engine.options import EngineOptions
 from engine.request import Request, Sampling
 from engine.weights import Model
 from loaders.checkpoint import load_model

@@ -14,8 +14,9 @@ from deploy.jobs.inline_answers import InlineAnswers
 from deploy.jobs.lines import Line
 from deploy.jobs.openai_lines import OpenAILines
 from engine.adapter import Adapter
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.kernels.portable import PortableKernels
+from engine.options import EngineOptions
 from engine.refusal import BadRequest, Refusal
 from engine.weights import Model
 from loaders.checkpoint import load_model

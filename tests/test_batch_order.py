@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.model_loading import ModelChoice
+from actors.model_choice import ModelChoice
 from deploy.cli.main import main
 from deploy.jobs.book import Book, Places
 from deploy.jobs.input_file import survey

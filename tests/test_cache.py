@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.cache import CacheDtype, KVCache, LayerCache, block_bytes, to_int8
+from engine.cache import KVCache, LayerCache, block_bytes, to_int8
+from engine.options import CacheDtype
 from tests.engines import PAPER_CONFIG
 
 DTYPES: tuple[CacheDtype, ...] = ("float32", "float16", "bfloat16", "int8")

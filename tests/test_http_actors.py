@@ -15,7 +15,7 @@ from actors import process, sys
 from actors.exits import KILL
 from actors.node import exit, whereis
 from actors.system import start_system, stop
-from deploy.http.door import DoorConfig, door_spec
+from deploy.http.door_config import DoorConfig, door_spec
 from loaders.adapters import save_adapter
 from tests.browser import Browser, browsing, is_there
 from tests.engines import random_adapter, tiny_model

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from deploy.http.door_config import check_exposure
 from deploy.http.keys import Keys
-from deploy.http.serve import check_exposure
 from engine.refusal import BadRequest
 from tests.http_world import Served, served, tiny_backend
 

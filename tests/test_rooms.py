@@ -16,6 +16,11 @@ NOT_FOR_THE_ENGINE = {
 }
 WEB = {"fastapi", "starlette", "uvicorn", "httpx", "h11"}
 ARRAYS = {"mlx", "mlx_lm"}
+SLOW_TO_IMPORT = WEB - {"starlette"} | ARRAYS | {"numpy", "tokenizers"}
+LIGHT = (  # what most processes of a system run or carry with them, a dozen of them at every start
+    *("actors.tree", "actors.registry", "actors.request_server", "actors.handle", "actors.watchdog"),
+    *("deploy.http.door_config", "deploy.jobs.owner"),
+)
 
 
 def relative(path: Path) -> str:
@@ -30,6 +35,16 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{relative(path)}:{node.lineno} imports by a relative name"
             yield node.module or "", node.lineno
+
+
+def imported_at_once(path: Path) -> Iterator[str]:
+    """The modules that are imported with a file: not those inside of functions, or for types alone."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def module_of(path: Path) -> str:
@@ -85,6 +100,20 @@ def test_arrays_stay_in_the_engine_and_the_loaders() -> None:
 def test_the_web_framework_stays_in_its_room() -> None:
     places = {relative(path) for path in FILES if packages(path) & WEB}
     assert all(place.startswith("deploy/http/") for place in places)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_process_that_only_passes_models_and_doors_on_imports_neither(name: str) -> None:
+    files = {module_of(path): path for path in FILES}
+    seen, to_read = set[str](), [name]
+    while to_read:
+        module = to_read.pop()
+        parents = [part for part in (module.rpartition(".")[0],) if part]
+        new = {*parents, *imported_at_once(files[module])} - seen if module in files else set[str]()
+        seen |= new
+        to_read += new
+    assert "actors.birth" in seen
+    assert not {module.split(".")[0] for module in seen} & SLOW_TO_IMPORT
 
 
 def test_the_faces_of_rooms_hold_no_logic() -> None:

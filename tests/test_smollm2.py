@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from engine.cache import block_bytes
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.kernels.choose import choose
+from engine.options import EngineOptions
 from engine.refusal import Refusal
 from engine.request import Request
 from engine.weights import Model

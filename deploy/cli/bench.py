@@ -12,10 +12,11 @@ from rich.table import Table
 from deploy.bench.measure import Timings, measure_engine, measure_reference
 from deploy.bench.workload import Arrival, Range, make_workload
 from deploy.cli.progress import errors, shown_progress
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.kernels.choose import choose
 from engine.kernels.expand import EXPAND_HELP, Expand
 from engine.limits import MAX_SEED, check_integer, check_real
+from engine.options import EngineOptions
 from engine.refusal import Unsupported
 from engine.weights import Model
 from loaders.checkpoint import load_model

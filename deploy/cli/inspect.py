@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from deploy.cli.progress import shown_progress
-from engine.engine import EngineOptions
 from engine.kernels.choose import choose
+from engine.options import EngineOptions
 from engine.quantized import QuantizedTensor
 from engine.refusal import Refusal
 from engine.weights import Model

@@ -14,8 +14,8 @@ from rich.text import Text
 from deploy.cli.posts import OnPosts, Writer, write_posts
 from deploy.cli.progress import shown_progress
 from deploy.inline import Generation
-from engine.engine import EngineOptions
 from engine.limits import MAX_CHOICES, check_integer
+from engine.options import EngineOptions
 from engine.refusal import BadRequest
 from loaders.adapters import load_adapter
 from loaders.checkpoint import load_model

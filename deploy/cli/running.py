@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from actors.client import Client
-from actors.model_loading import function_at
+from actors.model_choice import function_at
 from actors.refusals import Unavailable
 from actors.system import connect, running_config
 from engine.completion import Piece

@@ -9,18 +9,16 @@ from types import FrameType
 from typing import get_args
 
 from actors.client import Client
-from actors.model_loading import ModelChoice
+from actors.model_choice import ModelChoice
 from actors.system import default_directory, start_system, stay, stop
 from actors.system_config import SystemConfig
 from actors.tree import STOPPED
 from deploy.cli.progress import errors, shown_progress
-from deploy.http.door import DoorConfig, door_spec
-from deploy.http.inline_model import inline_model
+from deploy.http.door_config import HOST, PORT, DoorConfig, door_spec
 from deploy.http.keys import NO_KEYS, Keys
-from deploy.http.serve import HOST, PORT, serve
-from engine.engine import EngineOptions
 from engine.kernels.expand import EXPAND_HELP, Expand
 from engine.limits import check_integer
+from engine.options import EngineOptions
 from engine.refusal import BadRequest
 from loaders.sources import locate
 from loaders.tokenizer import load_tokenizer
@@ -84,6 +82,9 @@ def run_inline(arguments: argparse.Namespace) -> int:
     for name, default in OF_MANY_PROCESSES.items():
         if getattr(arguments, name) != default:
             raise BadRequest(f"--{name.replace('_', '-')} is for a system of processes, and --inline is one", name)
+    from deploy.http.inline_model import inline_model  # with FastAPI, which a system's door imports in its own process
+    from deploy.http.serve import serve
+
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress)
     tokenizer = load_tokenizer(place)

@@ -1,9 +1,5 @@
-"""The door: an OpenAI interface and a page, over any backend that answers requests. FastAPI stands here alone."""
+"""The door: an OpenAI interface and a page, over any backend that answers requests. FastAPI stands here alone.
 
-from deploy.http.app import build_app
-from deploy.http.backend import Backend
-from deploy.http.inline_backend import InlineBackend
-from deploy.http.keys import Keys
-from deploy.http.serve import serve
-
-__all__ = ["Backend", "InlineBackend", "Keys", "build_app", "serve"]
+`app` builds it, `serve` opens it in this process, `door` in one of a system's. Half of the files need no FastAPI, which
+takes most of a second to import, so nothing is imported here.
+"""

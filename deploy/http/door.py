@@ -5,39 +5,17 @@ Streams end with it, the requests behind them do not: a client that has an Idemp
 
 import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from actors.genserver import Continue, GenServer, NoReply, Stop
-from actors.model_loading import function_at
+from actors.model_choice import function_at
 from actors.node import me, send
-from actors.supervision import ChildSpec
 from actors.system_config import SystemConfig
 from deploy.http.actor_backend import ActorBackend
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.app import build_app
-from deploy.http.keys import NO_KEYS, Keys
-from deploy.http.serve import HOST, PORT, Server, allow_descriptors, check_exposure, config_of
-
-PARTING_SECONDS = 8.0
-
-
-@dataclass(frozen=True, slots=True)
-class DoorConfig:
-    """How the door is opened."""
-
-    name: str  # the base model's, to clients
-    host: str = HOST
-    port: int = PORT
-    keys: Keys = NO_KEYS
-    hosts: tuple[str, ...] = ()  # further names under which clients reach it
-    adapters: str | None = None  # the directory that adapters are loaded from
-
-
-def door_spec(system: SystemConfig, config: DoorConfig) -> ChildSpec:
-    """The child that goes among a system's `doors`."""
-    check_exposure(config.host, config.keys)
-    return ChildSpec("http", ("deploy.http.door:Door", system, config), shutdown=PARTING_SECONDS)
+from deploy.http.door_config import PARTING_SECONDS, DoorConfig
+from deploy.http.serve import Server, allow_descriptors, config_of
 
 
 class Door(GenServer):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.inline_backend import InlineBackend
-from engine.engine import Engine, EngineOptions
+from engine.engine import Engine
 from engine.kernels.choose import choose
 from engine.kernels.table import Kernels
+from engine.options import EngineOptions
 from engine.weights import Model
 from loaders.adapters import load_adapter
 from loaders.checkpoint import load_model

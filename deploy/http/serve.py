@@ -1,22 +1,19 @@
 """Serve: an app on a socket, until told to stop. uvicorn stands here."""
 
-import ipaddress
 import logging
 import resource
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from deploy.http.app import build_app
 from deploy.http.backend import Backend
+from deploy.http.door_config import HOST, PORT, check_exposure
 from deploy.http.framing import MAX_CONNECTIONS, StrictProtocol
 from deploy.http.keys import NO_KEYS, Keys
-from engine.refusal import BadRequest
 from loaders.tokenizer import Tokenizer
 
-HOST, PORT = "127.0.0.1", 8000
 KEEP_ALIVE_SECONDS = 30
 PARTING_SECONDS = 5  # for answers under way when the server is told to stop
 BACKLOG = 2048
@@ -81,12 +78,3 @@ def allow_descriptors() -> None:
     wanted = min(2 * MAX_CONNECTIONS, hard) if hard != resource.RLIM_INFINITY else 2 * MAX_CONNECTIONS
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def check_exposure(host: str, keys: Keys) -> None:
-    """Who opens the door to others wants keys."""
-    is_loopback = host == "localhost"
-    with suppress(ValueError):
-        is_loopback = is_loopback or ipaddress.ip_address(host).is_loopback
-    if not is_loopback and not len(keys):
-        raise BadRequest(f"listening on {host} lets others in: give keys (--keys FILE), or listen on {HOST}")

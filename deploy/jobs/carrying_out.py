@@ -10,7 +10,7 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn, Protocol
 
-from actors.model_loading import function_at
+from actors.model_choice import function_at
 from deploy.jobs.answers import ClientAnswers
 from deploy.jobs.asked import Asked, asked_plainly
 from deploy.jobs.book import Book

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.ledger import LedgerOptions
-from actors.model_loading import ModelChoice
+from actors.model_choice import ModelChoice
 from deploy.cli.serve import name_and_path
 from deploy.jobs.book import Places
-from engine.engine import EngineOptions
 from engine.limits import check_integer, check_real
+from engine.options import EngineOptions
 from engine.refusal import BadRequest
 from loaders.progress import OnProgress
 from loaders.sources import locate

@@ -14,7 +14,7 @@ from actors import process
 from actors.client import Client, find_client
 from actors.exits import CallFailed
 from actors.ledger import LedgerOptions
-from actors.model_loading import ModelChoice
+from actors.model_choice import ModelChoice
 from actors.node import whereis
 from actors.refusals import Unavailable
 from actors.supervisor import child_spec_of

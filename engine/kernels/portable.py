@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.batch import Batch, Chunk
-from engine.cache import CacheDtype, KVCache, LayerCache
+from engine.cache import KVCache, LayerCache
 from engine.config import ModelConfig
 from engine.kernels.table import Kernels
 from engine.lora import LoraRows, project
+from engine.options import CacheDtype
 from engine.quantized import QuantizedTensor
 from engine.rotary import rotary
 from engine.sampling import draw

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.batch import Batch
-from engine.cache import CacheDtype, KVCache, LayerCache
+from engine.cache import KVCache, LayerCache
 from engine.lora import LoraRows
+from engine.options import CacheDtype
 from engine.weights import Layer, Weights
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.batch import Batch
-from engine.cache import CacheDtype, KVCache, LayerCache
+from engine.cache import KVCache, LayerCache
 from engine.config import ModelConfig
 from engine.kernels.cpu import _native
 from engine.kernels.cpu.packed import PackedTensor, forget, is_packable, pack
 from engine.kernels.portable import PortableKernels, as_float32, one_by_one
 from engine.lora import AdapterStack, LoraRows
+from engine.options import CacheDtype
 from engine.rotary import rotary
 from engine.weights import LINEAR_MODULES, Layer, Linear, Weights
 

@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.batch import Batch
-from engine.cache import CacheDtype, KVCache, LayerCache
+from engine.cache import KVCache, LayerCache
 from engine.config import ModelConfig
 from engine.kernels.cuda import warming
 from engine.kernels.cuda.adapters import RowsOnDevice, StackOnDevice, plan_tiles
@@ -21,6 +21,7 @@ from engine.kernels.cuda.source import Launcher
 from engine.kernels.expand import Expand
 from engine.kernels.portable import PortableKernels
 from engine.lora import LoraRows
+from engine.options import CacheDtype
 from engine.quantized import QuantizedTensor
 from engine.weights import Layer, Linear, Weights
 
