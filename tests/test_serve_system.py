@@ -98,9 +98,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     home = tmp_path_factory.mktemp("home")
     write_checkpoint(home / "model", "llama", {"group_size": 32, "bits": 4})
     started = Serve(home, write_tokenizer(home / "model"))
-    yield started
-    started.process.kill()
-    started.process.wait()
+    with started.process:
+        yield started
+        started.process.kill()
 
 
 def by_id(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
