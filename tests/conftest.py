@@ -1,5 +1,9 @@
-"""What several test files share and what is slow to make."""
+"""What several test files share and what is slow to make, and which files run after which, and beside which."""
 
+import os
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,12 +11,62 @@ from hypothesis import settings
 
 from loaders.progress import ignore_progress
 from loaders.sources import locate
+from tests.ray_cluster import Cluster, started_cluster
 
 settings.register_profile("genserve", deadline=None)  # a busy machine is not a failure
 settings.load_profile("genserve")
+
+# Some environments forbid bytecode files. A hundred processes start here, and each would compile the same files anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Ray gives its processes the lowest priority but four. Beside a worker that computes they would get a core's crumbs.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+# In this order, one after the other in one worker: the first looks at all Rays of this machine and wants to find its
+# own alone, then come those that share the Ray of this process, then those that share a cluster.
+ON_RAY = ("test_serve_system", "test_process", "test_crash", "test_http_actors", "test_examples", "test_batch_on_ray")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits a lot begins first; whatever else there is goes beside it, a file at a time."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in ON_RAY else item.path.stem))
+    items.sort(key=lambda item: ON_RAY.index(item.path.stem) if item.path.stem in ON_RAY else len(ON_RAY))
 
 
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The default model's GGUF file."""
     return locate("smollm2", ignore_progress)
+
+
+@pytest.fixture(scope="session")
+def ray_of_this_process() -> Iterator[None]:
+    from actors import process  # Ray takes most of a second to import, and most tests need none
+    from actors.node import enter, here, leave
+
+    process.connect(num_cpus=2)
+    node = here()
+    leave(node)
+    yield
+    enter(node)
+    process.disconnect()
+
+
+@pytest.fixture(scope="module")
+def ray(ray_of_this_process: None) -> Iterator[None]:
+    """A node to work on. Other files do not see it: most tests want none."""
+    from actors import process
+    from actors.node import here, leave
+
+    process.connect()
+    yield
+    leave(here())
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """As an administrator starts it; with a job server, if that is installed."""
+    with started_cluster(has_jobs=find_spec("aiohttp_cors") is not None) as started:
+        yield started

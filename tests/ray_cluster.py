@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -44,6 +45,7 @@ class Cluster:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on a laptop: all ports stay on loopback
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_worker_niceness": "0",  # else its processes wait for whatever runs beside the tests
         }
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,15 +53,26 @@ class Cluster:
         command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
-    def submit(self, *entrypoint: str, submission_id: str) -> subprocess.CompletedProcess[str]:
-        """`ray job submit --working-dir . -- ...`, which comes back when the job has ended."""
+    def submit(self, *entrypoint: str, submission_id: str, is_waiting: bool = True) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- ...`, which comes back when the job has ended, or at once."""
         place = ("--address", self.dashboard, "--working-dir", ".", "--submission-id", submission_id)
-        return self.ray("job", "submit", *place, "--", *entrypoint)
+        return self.ray("job", "submit", *place, *(() if is_waiting else ("--no-wait",)), "--", *entrypoint)
 
-    def ask(self, path: str, method: str = "GET") -> dict[str, object]:
+    def start(self, entrypoint: str, submission_id: str) -> None:
+        """A job in the directory that an earlier `submit` has sent, without the seconds that Ray's command takes."""
+        earlier: Any = self.ask("/api/jobs/")
+        (directory,) = {job["runtime_env"]["working_dir"] for job in earlier if job["runtime_env"]}
+        job = {"entrypoint": entrypoint, "submission_id": submission_id, "runtime_env": {"working_dir": directory}}
+        self.ask("/api/jobs/", "POST", job)
+
+    def logs(self, submission_id: str) -> str:
+        return str(self.ask(f"/api/jobs/{submission_id}/logs")["logs"])
+
+    def ask(self, path: str, method: str = "GET", body: object = None) -> dict[str, object]:
         """The job server's answer."""
-        request = Request(self.dashboard + path, headers={"Authorization": f"Bearer {self.token}"}, method=method)
-        with urlopen(request, timeout=10) as answer:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        with urlopen(Request(self.dashboard + path, data, headers, method=method), timeout=10) as answer:
             found: dict[str, object] = json.load(answer)
         return found
 

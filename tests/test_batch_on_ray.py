@@ -5,26 +5,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
 
 from engine.kernels.cpu import missing_reason
-from tests.batch_chaos import disturbed, prompts, texts, tiny_model, undisturbed
+from tests.batch_chaos import Disturbed, disturbed, prompts, texts, tiny_model, undisturbed
 from tests.batches import by_line, write_lines
-from tests.ray_cluster import ROOT, Cluster, free_ports, served, started_cluster
+from tests.ray_cluster import ROOT, Cluster, free_ports, served
 
 pytestmark = pytest.mark.ray
 MODULE = ("python", "-m", "deploy.jobs.batch")
+NUM_LINES = 400
 KERNELS = "from engine.kernels.cpu import missing_reason; print('kernels:', missing_reason())"
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+@pytest.fixture
+def jobs(cluster: Cluster) -> Cluster:
+    """The cluster, for tests that need its job server."""
     pytest.importorskip("aiohttp_cors", reason="the job server needs `pip install ray[default]`")
-    with started_cluster() as started:
-        yield started
+    return cluster
 
 
 @pytest.fixture(scope="module")
@@ -90,58 +92,69 @@ def test_what_is_not_there_is_told_in_a_sentence(cluster: Cluster, tmp_path: Pat
     assert "; here Ray 2.60.0, Python 3." in last(other)
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A batch whose model and whose program were killed on the way, and that came to its end."""
+
+    source: Path
+    output: Path
+    came_to: Disturbed
+
+
+@pytest.fixture(scope="module")
+def finished(cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    directory = tmp_path_factory.mktemp("disturbed")
+    source, output = write_lines(directory / "in.jsonl", prompts(240)), directory / "out.jsonl"
+    return Finished(source, output, disturbed(cluster, source, output, model, 240, model_kills=1, batch_kills=1))
+
+
 def test_model_and_batch_are_killed_and_every_line_has_its_one_right_answer(
-    cluster: Cluster, model: Path, tmp_path: Path
+    finished: Finished, model: Path, tmp_path: Path
 ) -> None:
-    source = write_lines(tmp_path / "in.jsonl", prompts(240))
-    expected = undisturbed(source, tmp_path / "undisturbed.jsonl", model)
-    came_to = disturbed(cluster, source, tmp_path / "out.jsonl", model, 240, model_kills=1, batch_kills=1)
+    came_to, expected = finished.came_to, undisturbed(finished.source, tmp_path / "undisturbed.jsonl", model)
     assert (came_to.model_kills, came_to.batch_kills, came_to.exit_code) == (1, 1, 0)
     assert len(expected) == 240
-    assert texts(tmp_path / "out.jsonl") == expected
+    assert texts(finished.output) == expected
 
 
-def test_the_job_server_lets_nobody_in_without_the_token(cluster: Cluster) -> None:
+def test_the_job_server_lets_nobody_in_without_the_token(jobs: Cluster) -> None:
     with pytest.raises(HTTPError, match="40[13]"):
-        Cluster(cluster.address, cluster.dashboard, "0" * 64).ask("/api/jobs/")
+        Cluster(jobs.address, jobs.dashboard, "0" * 64).ask("/api/jobs/")
 
 
-def test_a_job_says_by_its_exit_code_whether_all_some_or_nothing_was_done(
-    cluster: Cluster, model: Path, tmp_path: Path
-) -> None:
-    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 2}, "{broken"])
-    output = tmp_path / "out.jsonl"
-    partial = cluster.submit(*MODULE, str(source), str(output), "--model", str(model), submission_id="partial")
-    assert partial.returncode == 1 and "exit code 1" in partial.stdout, partial.stdout
-    assert set(by_line(tmp_path / "out.errors.jsonl")) == {2}
-    both = f'python -c "{KERNELS}" && python -m deploy.jobs.batch /nowhere/in.jsonl {output}'
-    missing = cluster.submit("sh", "-c", both, submission_id="missing")
-    assert missing.returncode == 1 and "exit code 2" in missing.stdout
-    assert "/nowhere/in.jsonl cannot be read: No such file or directory" in missing.stdout
-    assert f"kernels: {missing_reason()}" in missing.stdout, "a job is as quick as what is installed"
-
-
-def test_a_stopped_job_ends_cleanly_and_a_second_submission_goes_on(
-    cluster: Cluster, model: Path, tmp_path: Path
-) -> None:
-    source, output = write_lines(tmp_path / "in.jsonl", prompts(800)), tmp_path / "out.jsonl"
+def test_a_stopped_job_ends_cleanly_and_a_second_submission_goes_on(jobs: Cluster, model: Path, tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", [*prompts(NUM_LINES, 60), "{broken"]), tmp_path / "out.jsonl"
     command = (*MODULE, str(source), str(output), "--model", str(model))
-    begun = cluster.ray(
-        *("job", "submit", "--no-wait", "--address", cluster.dashboard, "--working-dir", "."),
-        *("--submission-id", "stopped", "--", *command),
-    )
+    begun = jobs.submit(*command, submission_id="stopped", is_waiting=False)
     assert begun.returncode == 0, begun.stderr
     wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 50)
-    cluster.ask("/api/jobs/stopped/stop", "POST")  # `ray job stop`, without the time that a command takes to start
-    wait_for(lambda: cluster.ask("/api/jobs/stopped")["status"] != "RUNNING")
-    assert cluster.ask("/api/jobs/stopped")["status"] == "STOPPED"
-    assert "lines are done; the same command goes on" in str(cluster.ask("/api/jobs/stopped/logs")["logs"])
-    assert 50 < output.read_bytes().count(b"\n") < 800
-    done = cluster.submit(*command, submission_id="again")
-    assert done.returncode == 0, done.stdout
-    assert "lines that are done" in done.stdout
-    assert f"800 lines answered in {output}" in done.stdout
+    jobs.ask("/api/jobs/stopped/stop", "POST")  # `ray job stop`, without the time that a command takes to start
+    wait_for(lambda: jobs.ask("/api/jobs/stopped")["status"] != "RUNNING")
+    assert jobs.ask("/api/jobs/stopped")["status"] == "STOPPED"
+    assert "lines are done; the same command goes on" in jobs.logs("stopped")
+    assert 50 < output.read_bytes().count(b"\n") < NUM_LINES
+    again = jobs.submit(*command, submission_id="again")
+    assert again.returncode == 1 and "exit code 1" in again.stdout, again.stdout  # one line has no answer
+    assert "lines that are done" in again.stdout
+    assert f"{NUM_LINES} lines answered in {output}; 1 failed" in again.stdout
     assert texts(output) == undisturbed(source, tmp_path / "undisturbed.jsonl", model)
+    assert set(by_line(tmp_path / "out.errors.jsonl")) == {NUM_LINES + 1}
+
+
+def test_a_job_says_by_its_exit_code_whether_all_or_nothing_was_done(
+    jobs: Cluster, finished: Finished, model: Path
+) -> None:
+    files = f"{finished.source} {finished.output}"
+    jobs.start(f"python -m deploy.jobs.batch {files} --model {model}", submission_id="all")
+    nothing = f"python -m deploy.jobs.batch /nowhere/in.jsonl {finished.output.with_name('other.jsonl')}"
+    jobs.start(f'python -c "{KERNELS}" && {nothing}', submission_id="nothing")
+    wait_for(lambda: jobs.ask("/api/jobs/all")["status"] not in ("PENDING", "RUNNING"))
+    assert (jobs.ask("/api/jobs/all")["status"], jobs.ask("/api/jobs/all")["driver_exit_code"]) == ("SUCCEEDED", 0)
+    assert f"240 lines answered in {finished.output}" in jobs.logs("all")
+    wait_for(lambda: jobs.ask("/api/jobs/nothing")["status"] not in ("PENDING", "RUNNING"))
+    assert (jobs.ask("/api/jobs/nothing")["status"], jobs.ask("/api/jobs/nothing")["driver_exit_code"]) == ("FAILED", 2)
+    assert "/nowhere/in.jsonl cannot be read: No such file or directory" in jobs.logs("nothing")
+    assert f"kernels: {missing_reason()}" in jobs.logs("nothing"), "a job is as quick as what is installed"
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors import chaos, process, system, watchdog
+from actors import chaos, system, watchdog
 from actors.client import Client, Stream
 from actors.node import whereis
 from actors.refusals import RequestPoisoned
@@ -34,13 +34,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SystemConfig:
 
 
 @pytest.fixture(scope="module")
-def client(config: SystemConfig) -> Iterator[Client]:
-    process.connect(num_cpus=2)
+def client(ray: None, config: SystemConfig) -> Iterator[Client]:
     made = system.start_system(config)
     yield made
     made.close()
     system.stop()
-    process.disconnect()
 
 
 class Reader(threading.Thread):

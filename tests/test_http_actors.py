@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from actors import process, sys
+from actors import sys
 from actors.exits import KILL
 from actors.node import exit, whereis
 from actors.system import start_system, stop
@@ -29,17 +29,15 @@ ENTER, ESCAPE = "\ue007", "\ue00c"
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def door(ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("system")
     save_adapter(directory / "adapters" / "voice", random_adapter(tiny_model(), seed=3))
-    process.connect(num_cpus=2)
     url = f"http://127.0.0.1:{open_system(directory)}"
     client = httpx.Client(base_url=url, timeout=60, trust_env=False)
     wait_until_ready(client)
     yield Served(url, int(url.rpartition(":")[2]), None, client)
     client.close()
     stop()
-    process.disconnect()
 
 
 def open_system(directory: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from actors import process, sys
+from actors import sys
 from actors.exits import AlreadyStarted, Died, NoProc, StartFailed, Timeout
 from actors.node import call, call_async, cast, exit, is_alive, join, living, spawn, whereis
 from actors.pid import Pid
@@ -22,26 +22,23 @@ from actors.supervision import ChildSpec, Policy
 from actors.supervisor import Supervisor, start_child, which_children
 from tests.servers import Block, Crash, Echo, Loader, Trapper, Unwilling
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    process.connect(num_cpus=2)
-    yield
-    process.disconnect()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 
 
 @pytest.fixture(scope="module")
-def echo(ray: None) -> Pid:
+def echo(ray: None) -> Iterator[Pid]:
     """For tests that leave it as it was."""
-    return spawn(Echo)
+    pid = spawn(Echo)
+    yield pid
+    sys.stop(pid)
 
 
 @pytest.fixture(scope="module")
-def witness(ray: None) -> Pid:
+def witness(ray: None) -> Iterator[Pid]:
     """Watches others. What it has seen is taken out of it."""
-    return spawn(Echo)
+    pid = spawn(Echo)
+    yield pid
+    sys.stop(pid)
 
 
 def seen(pid: Pid) -> list[Any]:
