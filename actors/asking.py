@@ -1,12 +1,14 @@
 """Asking: what a client wants, in its own words -> a Request, checked; or the refusal that it deserves."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from actors.refusals import RequestPoisoned
 from engine.limits import Capacity, check, check_integer, check_real
-from engine.refusal import BadRequest, UnknownAdapter
+from engine.refusal import BadRequest, Refusal, UnknownAdapter
 from engine.request import Request
 from engine.wire import pack_request
 from engine.words import sampling_of
@@ -15,6 +17,7 @@ from loaders.prompt import prompt_tokens
 if TYPE_CHECKING:
     from loaders.tokenizer import Tokenizer  # clients ask without one
 
+log = logging.getLogger(__name__)
 MAX_SECONDS = 7 * 86400.0
 
 
@@ -49,7 +52,23 @@ def ask_of(request_id: str, words: Mapping[str, Any]) -> Ask:
 def request_of(
     ask: Ask, tokenizer: "Tokenizer", capacity: Capacity, max_choices: int, adapters: Sequence[str]
 ) -> Request:
-    """The request, within all limits."""
+    """The request, within all limits.
+
+    What nobody expected of its words is its own fault, and ends nobody else: a crash of whoever reads it would have its
+    client ask the next one, and the next, until the supervisor gives up.
+    """
+    try:
+        return _checked(ask, tokenizer, capacity, max_choices, adapters)
+    except Refusal:
+        raise
+    except Exception as fault:
+        log.exception("a request could not be read")
+        raise RequestPoisoned(f"the request cannot be read: {type(fault).__name__}: {fault}") from None
+
+
+def _checked(
+    ask: Ask, tokenizer: "Tokenizer", capacity: Capacity, max_choices: int, adapters: Sequence[str]
+) -> Request:
     for name in ("deadline_seconds", "lease_seconds"):
         if getattr(ask, name) is not None:
             check_real(name, getattr(ask, name), 0.0, MAX_SECONDS, True)

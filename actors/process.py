@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 # Read by Ray while it is imported. Without the first, `uv run` makes every worker start through uv; without the second,
-# a process for which no GPU is set aside cannot see the one that is there.
+# a process for which no GPU is set aside cannot see the one that is there; without the third, our processes have the
+# lowest priority but four, and whatever else computes on a small machine leaves the model its crumbs.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray import cloudpickle

@@ -35,7 +35,7 @@ class DeadlinePassed(Refusal):
 
 
 class RequestPoisoned(Refusal):
-    """The request crashed the engine, and again when it was tried alone."""
+    """The request crashed the engine, and again when it was tried alone; or whoever read it."""
 
     code: ClassVar[str] = "request_poisoned"
 

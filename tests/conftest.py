@@ -20,14 +20,12 @@ settings.load_profile("genserve")
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Ray gives its processes the lowest priority but four. Beside a worker that computes they would get a core's crumbs.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
 # In this order, one after the other in one worker: the first looks at all Rays of this machine and wants to find its
 # own alone, then come those that share the Ray of this process, then those that share a cluster.
 ON_RAY = ("test_serve_system", "test_process", "test_crash", "test_http_actors", "test_examples", "test_batch_on_ray")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits a lot begins first; whatever else there is goes beside it, a file at a time."""
     for item in items:

@@ -1,7 +1,8 @@
 """What model servers and request servers load, where a program or a test names its own."""
 
 from actors.asking import ask_of, request_of
-from actors.model_loading import ByteTokenizer, ModelChoice, bytes_tokenizer
+from actors.model_choice import ModelChoice
+from actors.model_loading import ByteTokenizer, bytes_tokenizer
 from engine.limits import Capacity
 
 

@@ -17,7 +17,7 @@ from actors.model_server import ModelServer
 from actors.node import call, cast, exit, spawn
 from actors.pid import Pid
 from actors.polls import End, Part, Poll
-from actors.refusals import Conflict, JournalFailing, Overloaded, Unavailable, UnknownRequest
+from actors.refusals import Conflict, JournalFailing, Overloaded, RequestPoisoned, Unavailable, UnknownRequest
 from actors.request_server import RequestServer, Submit
 from actors.request_stats import RequestServerStats
 from actors.system_config import SystemConfig
@@ -111,6 +111,26 @@ def test_answers_are_those_of_the_bare_engine(tmp_path: Path) -> None:
             assert parts[request.id].end is not None
         counts = made.stats().counts
         assert (counts["stale_events"], counts["duplicate_events"], counts["gaps"]) == (0, 0, 0)
+
+
+def test_a_request_that_crashes_whoever_reads_it_is_refused_and_ends_nobody(tmp_path: Path) -> None:
+    (request,) = mixed_requests(1)
+    with bench(tmp_path) as made:
+        made.node.run()
+
+        class Broken:
+            def __getattr__(self, name: str) -> object:
+                raise RuntimeError("no such luck")
+
+        server = made.node._cells[made.requests].loop.server
+        assert isinstance(server, RequestServer)
+        sound, server.tokenizer = server.tokenizer, Broken()  # type: ignore[assignment]
+        with pytest.raises(RequestPoisoned, match="the request cannot be read: RuntimeError: no such luck"):
+            request_server.submit(made.requests, Submit(ask_of("text", {"prompt": "a text"})))
+        server.tokenizer = sound
+        made.submit(request)
+        made.node.run()
+        assert made.poll(request)[request.id].end is not None
 
 
 def steps(made: Bench, count: int) -> None:
