@@ -12,7 +12,7 @@ post: $(VENV)/installed
 
 # Two workers: what starts processes on Ray waits a lot, and the rest of the files go beside it (tests/conftest.py).
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

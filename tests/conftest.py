@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,12 +26,22 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 ON_RAY = ("test_serve_system", "test_process", "test_crash", "test_http_actors", "test_examples", "test_batch_on_ray")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits a lot begins first; whatever else there is goes beside it, a file at a time."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in ON_RAY else item.path.stem))
+    """What waits a lot begins first."""
     items.sort(key=lambda item: ON_RAY.index(item.path.stem) if item.path.stem in ON_RAY else len(ON_RAY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where there are several workers: all that is on Ray in one of them, the rest beside it, a file at a time."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayInOne(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if Path(file).stem in ON_RAY else file
+
+    return RayInOne(config, log)
 
 
 @pytest.fixture(scope="session")
