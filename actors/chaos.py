@@ -25,19 +25,26 @@ def kill(part: Part, number: int = 0) -> Pid:
     if not candidates:
         raise Unavailable(f"no {part} runs here")
     pid = candidates[number % len(candidates)]
-    os.kill(process_id_of(pid), signal.SIGKILL)
+    number_of_it = process_id_of(pid)
+    if number_of_it is None:
+        raise Unavailable(f"{pid} is still being started")
+    os.kill(number_of_it, signal.SIGKILL)
     return pid
 
 
 def parts(part: Part) -> list[Pid]:
     if part == "supervisor":
-        return [pid for name in PLACES[part] if (pid := whereis(name)) is not None]
-    return living(PLACES[part][0])
+        found = [pid for name in PLACES[part] if (pid := whereis(name)) is not None]
+    else:
+        found = living(PLACES[part][0])
+    return [pid for pid in found if process_id_of(pid) is not None]
 
 
-def process_id_of(pid: Pid) -> int:
-    """The operating system's number of a process on this machine."""
-    actor = process.ray.get_actor(str(pid), namespace=process.NAMESPACE)  # type: ignore[attr-defined]
+def process_id_of(pid: Pid) -> int | None:
+    """The operating system's number of a process on this machine; None before it has one."""
+    try:
+        actor = process.ray.get_actor(str(pid), namespace=process.NAMESPACE)  # type: ignore[attr-defined]
+    except ValueError:
+        return None  # it has just died
     place = state.actors(actor._actor_id.hex())
-    number: int = place["Pid"]
-    return number
+    return (place["Pid"] if place else 0) or None  # never 0, which to `kill` is its caller's whole group

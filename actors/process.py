@@ -209,7 +209,7 @@ class RayNode:
             return
         place = state.actors(actor._actor_id.hex())
         ray.kill(actor)
-        if place and place["Address"]["NodeID"] == ray.get_runtime_context().get_node_id():
+        if place and place["Pid"] and place["Address"]["NodeID"] == ray.get_runtime_context().get_node_id():
             _make_sure(place["Pid"])
 
     def schedule(self, seconds: float, fire: Callable[[], None]) -> Cancel:
