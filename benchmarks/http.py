@@ -168,7 +168,6 @@ def departures(port: int, process_id: int, count: int) -> dict[str, Any]:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head(body) + body)
     wait_until_idle(port)
-    time.sleep(1)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         system, metrics = client.get("/v1/system").json(), client.get("/metrics").text
     left = len(os.listdir(f"/proc/{process_id}/fd")) - before
@@ -182,9 +181,12 @@ def departures(port: int, process_id: int, count: int) -> dict[str, Any]:
     }
 
 
-def wait_until_idle(port: int) -> None:
+def wait_until_idle(port: int, looks: int = 10) -> None:
+    """Nothing runs at so many looks in turn: what was sent last may not have been read at the first."""
+    idle = 0
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-        while client.get("/v1/system").json()["running"]:
+        while idle < looks:
+            idle = 0 if client.get("/v1/system").json()["running"] else idle + 1
             time.sleep(0.2)
 
 
