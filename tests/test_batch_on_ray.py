@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from urllib.error import HTTPError
 
 import pytest
@@ -125,15 +126,16 @@ def test_the_job_server_lets_nobody_in_without_the_token(jobs: Cluster) -> None:
 def test_a_stopped_job_ends_cleanly_and_a_second_submission_goes_on(jobs: Cluster, model: Path, tmp_path: Path) -> None:
     source, output = write_lines(tmp_path / "in.jsonl", [*prompts(NUM_LINES, 60), "{broken"]), tmp_path / "out.jsonl"
     command = (*MODULE, str(source), str(output), "--model", str(model))
-    begun = jobs.submit(*command, submission_id="stopped", is_waiting=False)
+    stopped, again_id = (f"{name}-{token_hex(4)}" for name in ("stopped", "again"))  # another try is another job
+    begun = jobs.submit(*command, submission_id=stopped, is_waiting=False)
     assert begun.returncode == 0, begun.stderr
     wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 50)
-    jobs.ask("/api/jobs/stopped/stop", "POST")  # `ray job stop`, without the time that a command takes to start
-    wait_for(lambda: jobs.ask("/api/jobs/stopped")["status"] != "RUNNING")
-    assert jobs.ask("/api/jobs/stopped")["status"] == "STOPPED"
-    assert "lines are done; the same command goes on" in jobs.logs("stopped")
+    jobs.ask(f"/api/jobs/{stopped}/stop", "POST")  # `ray job stop`, without the time that a command takes to start
+    wait_for(lambda: jobs.ask(f"/api/jobs/{stopped}")["status"] != "RUNNING")
+    assert jobs.ask(f"/api/jobs/{stopped}")["status"] == "STOPPED"
+    assert "lines are done; the same command goes on" in jobs.logs(stopped)
     assert 50 < output.read_bytes().count(b"\n") < NUM_LINES
-    again = jobs.submit(*command, submission_id="again")
+    again = jobs.submit(*command, submission_id=again_id)
     assert again.returncode == 1 and "exit code 1" in again.stdout, again.stdout  # one line has no answer
     assert "lines that are done" in again.stdout
     assert f"{NUM_LINES} lines answered in {output}; 1 failed" in again.stdout
@@ -144,17 +146,21 @@ def test_a_stopped_job_ends_cleanly_and_a_second_submission_goes_on(jobs: Cluste
 def test_a_job_says_by_its_exit_code_whether_all_or_nothing_was_done(
     jobs: Cluster, finished: Finished, model: Path
 ) -> None:
+    every, none = (f"{name}-{token_hex(4)}" for name in ("all", "nothing"))
     files = f"{finished.source} {finished.output}"
-    jobs.start(f"python -m deploy.jobs.batch {files} --model {model}", submission_id="all")
+    jobs.start(f"python -m deploy.jobs.batch {files} --model {model}", submission_id=every)
     nothing = f"python -m deploy.jobs.batch /nowhere/in.jsonl {finished.output.with_name('other.jsonl')}"
-    jobs.start(f'python -c "{KERNELS}" && {nothing}', submission_id="nothing")
-    wait_for(lambda: jobs.ask("/api/jobs/all")["status"] not in ("PENDING", "RUNNING"))
-    assert (jobs.ask("/api/jobs/all")["status"], jobs.ask("/api/jobs/all")["driver_exit_code"]) == ("SUCCEEDED", 0)
-    assert f"240 lines answered in {finished.output}" in jobs.logs("all")
-    wait_for(lambda: jobs.ask("/api/jobs/nothing")["status"] not in ("PENDING", "RUNNING"))
-    assert (jobs.ask("/api/jobs/nothing")["status"], jobs.ask("/api/jobs/nothing")["driver_exit_code"]) == ("FAILED", 2)
-    assert "/nowhere/in.jsonl cannot be read: No such file or directory" in jobs.logs("nothing")
-    assert f"kernels: {missing_reason()}" in jobs.logs("nothing"), "a job is as quick as what is installed"
+    jobs.start(f'python -c "{KERNELS}" && {nothing}', submission_id=none)
+    wait_for(lambda: jobs.ask(f"/api/jobs/{every}")["status"] not in ("PENDING", "RUNNING"))
+    assert (jobs.ask(f"/api/jobs/{every}")["status"], jobs.ask(f"/api/jobs/{every}")["driver_exit_code"]) == (
+        "SUCCEEDED",
+        0,
+    )
+    assert f"240 lines answered in {finished.output}" in jobs.logs(every)
+    wait_for(lambda: jobs.ask(f"/api/jobs/{none}")["status"] not in ("PENDING", "RUNNING"))
+    assert (jobs.ask(f"/api/jobs/{none}")["status"], jobs.ask(f"/api/jobs/{none}")["driver_exit_code"]) == ("FAILED", 2)
+    assert "/nowhere/in.jsonl cannot be read: No such file or directory" in jobs.logs(none)
+    assert f"kernels: {missing_reason()}" in jobs.logs(none), "a job is as quick as what is installed"
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
