@@ -19,6 +19,7 @@ from engine.options import EngineOptions
 from engine.quantized import QuantizedTensor
 from engine.request import Request, Sampling
 from engine.weights import LINEAR_MODULES, Layer, Linear, Model, Weights
+from loaders.adapter_description import module_sizes
 
 CONFIGS = {
     "Qwen3-8B": ModelConfig("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, 1e-6, 1e6, 40960, False),
@@ -73,21 +74,10 @@ def made_up(config: ModelConfig, bits: int = 4, group: int = 64, sharpness: floa
 def adapter(config: ModelConfig, rank: int, seed: int) -> Adapter:
     """A random adapter on all linear modules."""
     mx.random.seed(seed)
-    hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
-    query, key = config.num_heads * d, config.num_kv_heads * d
-    shapes = {
-        "q_proj": (hidden, query),
-        "k_proj": (hidden, key),
-        "v_proj": (hidden, key),
-        "o_proj": (query, hidden),
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }
-    modules = {}
+    modules, sizes = {}, module_sizes(config)
     for index in range(config.num_layers):
         for name in LINEAR_MODULES:
-            into, out = shapes[name]
+            into, out = sizes[name]
             a = (mx.random.normal((into, rank)) * into**-0.5).astype(mx.bfloat16)
             b = (mx.random.normal((rank, out)) * 0.1).astype(mx.bfloat16)
             modules[index, name] = LowRank(a, b, 1.0)

@@ -21,6 +21,7 @@ from engine.lora import LoraRows, stack_adapters
 from engine.quantized import QuantizedTensor, dequantize, quantize
 from engine.sampling import draw
 from engine.weights import LINEAR_MODULES, Layer, Linear, Weights
+from loaders.adapter_description import module_sizes
 
 HAS_CUDA = hasattr(mx, "cuda") and mx.cuda.is_available()
 pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or MLX built without CUDA")
@@ -245,17 +246,7 @@ RANKS = (16, 8, 3, 40)
 
 def adapters_of(config: ModelConfig, names: tuple[str, ...] = LINEAR_MODULES) -> list[Adapter]:
     """Of several ranks; the last one knows fewer modules than the others."""
-    hidden_size, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
-    query, key = config.num_heads * d, config.num_kv_heads * d
-    sizes = {
-        "q_proj": (hidden_size, query),
-        "k_proj": (hidden_size, key),
-        "v_proj": (hidden_size, key),
-        "o_proj": (query, hidden_size),
-        "gate_proj": (hidden_size, inner),
-        "up_proj": (hidden_size, inner),
-        "down_proj": (inner, hidden_size),
-    }
+    sizes = module_sizes(config)
     adapters = []
     for number, rank in enumerate(RANKS):
         known = [name for name in names if number < len(RANKS) - 1 or name in ("q_proj", "v_proj", "up_proj")]
