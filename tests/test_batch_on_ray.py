@@ -144,19 +144,20 @@ def test_a_stopped_job_ends_cleanly_and_a_second_submission_goes_on(jobs: Cluste
 
 
 def test_a_job_says_by_its_exit_code_whether_all_or_nothing_was_done(
-    jobs: Cluster, finished: Finished, model: Path
+    jobs: Cluster, model: Path, tmp_path: Path
 ) -> None:
     every, none = (f"{name}-{token_hex(4)}" for name in ("all", "nothing"))
-    files = f"{finished.source} {finished.output}"
+    source, output = write_lines(tmp_path / "in.jsonl", prompts(3)), tmp_path / "out.jsonl"
+    files = f"{source} {output}"
     jobs.start(f"python -m deploy.jobs.batch {files} --model {model}", submission_id=every)
-    nothing = f"python -m deploy.jobs.batch /nowhere/in.jsonl {finished.output.with_name('other.jsonl')}"
+    nothing = f"python -m deploy.jobs.batch /nowhere/in.jsonl {tmp_path / 'other.jsonl'}"
     jobs.start(f'python -c "{KERNELS}" && {nothing}', submission_id=none)
     wait_for(lambda: jobs.ask(f"/api/jobs/{every}")["status"] not in ("PENDING", "RUNNING"))
     assert (jobs.ask(f"/api/jobs/{every}")["status"], jobs.ask(f"/api/jobs/{every}")["driver_exit_code"]) == (
         "SUCCEEDED",
         0,
     )
-    assert f"240 lines answered in {finished.output}" in jobs.logs(every)
+    assert f"3 lines answered in {output}" in jobs.logs(every)
     wait_for(lambda: jobs.ask(f"/api/jobs/{none}")["status"] not in ("PENDING", "RUNNING"))
     assert (jobs.ask(f"/api/jobs/{none}")["status"], jobs.ask(f"/api/jobs/{none}")["driver_exit_code"]) == ("FAILED", 2)
     assert "/nowhere/in.jsonl cannot be read: No such file or directory" in jobs.logs(none)
