@@ -21,23 +21,25 @@ state: Any = vars(process)["state"]  # Ray's own, as `actors/process.py` has it
 
 def kill(part: Part, number: int = 0) -> Pid:
     """SIGKILL one of the processes that play this part; who it was. Raises Unavailable if there is none."""
-    candidates = parts(part)
+    candidates = victims(part)
     if not candidates:
         raise Unavailable(f"no {part} runs here")
-    pid = candidates[number % len(candidates)]
-    number_of_it = process_id_of(pid)
-    if number_of_it is None:
-        raise Unavailable(f"{pid} is still being started")
-    os.kill(number_of_it, signal.SIGKILL)
+    pid, process_id = candidates[number % len(candidates)]
+    os.kill(process_id, signal.SIGKILL)
     return pid
 
 
 def parts(part: Part) -> list[Pid]:
+    return [pid for pid, _ in victims(part)]
+
+
+def victims(part: Part) -> list[tuple[Pid, int]]:
+    """Who plays this part and has a process, with its number."""
     if part == "supervisor":
         found = [pid for name in PLACES[part] if (pid := whereis(name)) is not None]
     else:
         found = living(PLACES[part][0])
-    return [pid for pid in found if process_id_of(pid) is not None]
+    return [(pid, process_id) for pid in found if (process_id := process_id_of(pid)) is not None]
 
 
 def process_id_of(pid: Pid) -> int | None:
