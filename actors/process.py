@@ -30,7 +30,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray import cloudpickle
-from ray._private import ray_constants, state, worker
+from ray._private import state, worker
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.experimental import internal_kv
 from ray.util import list_named_actors
@@ -43,6 +43,7 @@ from actors.exits import KILLED, NOPROC, Died, NoProc, Reason, StartFailed, Time
 from actors.host import Host, Packed
 from actors.loop import Loop
 from actors.node import enter, leave
+from actors.own_ray import LOOPBACK, let_workers_import_us, make_lean, make_reserve, stay_on_loopback
 from actors.peer import Peer
 from actors.pid import From, Pid
 from actors.shared_table import SharedTable
@@ -52,7 +53,6 @@ NAMESPACE = "genserve"
 MAX_PENDING_CALLS = 10_000  # on one process, its monitors among them
 PING_SECONDS = 1.0
 KILL_SECONDS = 0.2
-LOOPBACK = ("127.", "localhost:", "[::1]:")
 DEAD = 4  # ActorTableData.ActorState of Ray's protocol
 UNREACHABLE_SECONDS = 0.1  # between two tries to watch a process that cannot be reached
 
@@ -68,11 +68,13 @@ def connect(address: str | None = None, *, include_dashboard: bool = False, **op
         return
     settings: dict[str, Any] = {"log_to_driver": False, "namespace": NAMESPACE, "logging_level": "error", **options}
     if address is None:
-        _let_workers_import_us()
-        _stay_on_loopback()
+        let_workers_import_us()
+        stay_on_loopback()
+        if not include_dashboard:
+            make_lean()
         settings = {"include_dashboard": include_dashboard, **settings}
     elif address.startswith(LOOPBACK):
-        _stay_on_loopback()
+        stay_on_loopback()
     ray.init(address, **settings)
     worker.print_to_stdstream = _keep_quiet
     _outside.is_connected_by_us = True
@@ -216,6 +218,10 @@ class RayNode:
         assert self._host is not None
         return self._host.schedule(seconds, fire)
 
+    def stand_by(self) -> None:
+        self._check()
+        make_reserve()
+
     def forget_all(self) -> None:
         self._peers.clear()
 
@@ -330,16 +336,3 @@ def _keep_quiet(data: object, ignore_prefix: bool) -> None:
 def _on_this_machine() -> NodeAffinitySchedulingStrategy:
     """A system shares files, so where Ray would take any machine, a process stands on that of whoever starts it."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-
-
-def _stay_on_loopback() -> None:
-    """Ray takes an outside address for itself even where it is given an inside one, unless told it is on a laptop."""
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-
-
-def _let_workers_import_us() -> None:
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if root not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])

@@ -1,6 +1,9 @@
 """The engine on the CPU kernels: the same bits of logits, whatever happens around a request and to it."""
 
+import resource
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -130,3 +133,17 @@ def test_a_long_answer_has_the_bits_of_its_text_read_in_as_a_prompt():
     for cut in (1, 15, 16, 17, 39):
         read = ask("subject", prompt + tuple(alone.tokens[:cut]), max_tokens=1)
         assert told(engine_of(model), [read])[1][0, 0] == bits[0, cut]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_cache_takes_memory_as_it_fills():
+    before = resident_bytes()
+    engine = tiny_engine(num_blocks=1 << 15, block_size=16, max_sequences=1 << 12, column=CpuKernels)
+    serve(engine, [ask("r0", 40)])
+    num_bytes = sum(array.nbytes for array in engine.runner.cache.arrays())
+    assert num_bytes > 1 << 27
+    assert resident_bytes() - before < num_bytes // 4
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -16,7 +16,7 @@ import pytest
 
 from actors import sys
 from actors.exits import AlreadyStarted, Died, NoProc, StartFailed, Timeout
-from actors.node import call, call_async, cast, exit, is_alive, join, living, spawn, whereis
+from actors.node import call, call_async, cast, exit, is_alive, join, living, spawn, stand_by, whereis
 from actors.pid import Pid
 from actors.supervision import ChildSpec, Policy
 from actors.supervisor import Supervisor, start_child, which_children
@@ -348,3 +348,17 @@ def wait_for_life(name: str, epoch: int) -> Pid:
             which_children(name.rpartition(".")[0])  # its supervisor is through with the restart
             return pid
     raise AssertionError(f"{name} did not come back")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_next_process_begins_where_one_stands_by() -> None:
+    """What stood by was there before anybody wanted to start a process."""
+    deadline, stood_by = time.monotonic() + 40, False
+    while not stood_by and time.monotonic() < deadline:
+        stand_by()
+        time.sleep(3)
+        before = os.listdir("/proc")
+        pid = spawn(Echo)
+        stood_by = str(call(pid, "os_pid")) in before
+        sys.stop(pid)
+    assert stood_by

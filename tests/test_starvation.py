@@ -73,7 +73,7 @@ def test_a_starved_step_is_let_live_and_a_stuck_one_is_ended(
     with Inline():
         dog = watchdog.Watchdog()
         dog.directory, dog.num_looks = tmp_path / "progress", 0
-        dog.kills, dog.suspects, dog.silences = [], set(), {}
+        dog.kills, dog.suspects, dog.silences, dog.ready = [], set(), {}, set()
         for look in range(20):
             now = began + look * 0.2
             monkeypatch.setattr(watchdog, "waits_of", lambda _, at=now: {"1": at * is_starved})

@@ -1,7 +1,7 @@
 """ActorBackend: the system of processes, seen from the door. Asks request servers for answers, and all how they are.
 
-What the door must answer at once (is it ready, what is the model, who lives) is looked up twice a second and kept: a
-model server in the middle of a step, or dead, keeps nobody waiting.
+What the door must answer at once (is it ready, what is the model, who lives) is looked up now and then and kept: a
+model server in the middle of a step, or dead, keeps nobody waiting. While somebody watches it is looked up more often.
 """
 
 import asyncio
@@ -38,7 +38,9 @@ from engine.request import Request
 from loaders.adapters import describe_adapter
 from loaders.tokenizer import Tokenizer
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.5  # between two looks while somebody watches, or while not all is well
+QUIET_SECONDS, QUIET_TREE_SECONDS = 1.0, 4.0  # and else: a look is a message to every process
+WATCHED_SECONDS = 10.0  # since somebody asked for the tree
 ATTACH_SECONDS = 60.0
 FOLLOW_SECONDS = 0.25  # in which it shows whether there is anything to follow
 NUM_THREADS = 32
@@ -64,6 +66,7 @@ class ActorBackend:
         self._view = NO_VIEW
         self._tree = process_of(None)
         self._deaths = Deaths()
+        self._watched_at = -WATCHED_SECONDS
         self._threads = ThreadPoolExecutor(NUM_THREADS, "door")
         self._lookers = ThreadPoolExecutor(2, "looks")  # all others may wait for a request server that is away
 
@@ -209,6 +212,7 @@ class ActorBackend:
         return tuple(self._running.values())
 
     async def tree(self) -> Process:
+        self._watched_at = time.monotonic()
         return self._tree
 
     async def suspend(self) -> None:
@@ -239,7 +243,7 @@ class ActorBackend:
         while True:
             with contextlib.suppress(Refusal):
                 await self._look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await self._pause(QUIET_SECONDS)
 
     async def _look(self) -> None:
         self._view, self._booked = await asking(self._seen, self._lookers)
@@ -253,7 +257,17 @@ class ActorBackend:
             with contextlib.suppress(Unavailable):
                 self._tree = process_of(await asking(status, self._lookers))
                 self._deaths.look(self._tree)
+            await self._pause(QUIET_TREE_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        await asyncio.sleep(LOOK_SECONDS)
+        while time.monotonic() < until and self._view.why_not_ready is None and not self._is_watched:
             await asyncio.sleep(LOOK_SECONDS)
+
+    @property
+    def _is_watched(self) -> bool:
+        return time.monotonic() - self._watched_at < WATCHED_SECONDS
 
 
 async def asking(question: Callable[[], Result], threads: ThreadPoolExecutor | None = None) -> Result:

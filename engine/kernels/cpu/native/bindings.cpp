@@ -33,6 +33,11 @@ mx::array settled(const mx::array& a) {
   return b;
 }
 
+// As large as `a`, and holding anything: no page is touched, so memory is taken as it is written.
+mx::array unwritten_like(const mx::array& a) {
+  return mx::array(mx::allocator::malloc(a.nbytes()), a.shape(), a.dtype());
+}
+
 Format float_format(mx::Dtype dtype) {
   if (dtype == mx::float32) return Format::float32;
   if (dtype == mx::float16) return Format::float16;
@@ -176,6 +181,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("num_bytes", [](const MatrixHandle& w) { return w.of->num_bytes(); });
   m.def("pack_quantized", &pack_quantized, "words"_a, "scales"_a, "biases"_a, "bits"_a, "group_size"_a);
   m.def("pack_floats", &pack_floats, "values"_a);
+  m.def("unwritten_like", &unwritten_like, "array"_a);
   m.def("forget", [](mx::array& a) { a.overwrite_descriptor(mx::array(0.0f)); }, "array"_a);
 
   m.def("multiply", [](const mx::array& x, const MatrixHandle& w) { return multiply(x, w.of); }, "x"_a, "w"_a);
