@@ -23,7 +23,7 @@ def keep_busy(engine: Engine, request: Callable[[int], Request], first: int, num
     return first
 
 
-def test_objects_and_blocks_are_as_many_after_twenty_thousand_steps_as_after_two_thousand() -> None:
+def test_objects_and_blocks_are_as_many_after_ten_thousand_steps_as_after_two_thousand() -> None:
     engine = paper_engine(num_blocks=40, block_size=4, max_sequences=3, max_batch_tokens=24)
 
     def request(number: int) -> Request:
@@ -37,9 +37,9 @@ def test_objects_and_blocks_are_as_many_after_twenty_thousand_steps_as_after_two
 
     made = keep_busy(engine, request, 0, 2000)
     before = objects()
-    made = keep_busy(engine, request, made, 18_000)
+    made = keep_busy(engine, request, made, 8_000)
     assert objects() < before + 1000
-    assert made > 3000
+    assert made > 1500
     check_invariants(engine)
     assert engine.stats().remembered_blocks <= engine.stats().num_blocks
 
@@ -58,9 +58,9 @@ def test_the_memory_of_arrays_stays_as_it_is() -> None:
             f"r{number}", 1 + number % 40, adapter=adapter, max_tokens=20, repetition_penalty=penalty, logprobs=logprobs
         )
 
-    made = keep_busy(engine, request, 0, 300)
+    made = keep_busy(engine, request, 0, 200)
     before, blocks = mx.get_active_memory(), engine.stats().num_blocks
-    keep_busy(engine, request, made, 900)
+    keep_busy(engine, request, made, 400)
     assert mx.get_active_memory() < before + 100_000  # a step's own arrays
     assert engine.stats().num_blocks == blocks
 

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from actors.model_choice import function_at
-from deploy.jobs.answers import ClientAnswers
 from deploy.jobs.asked import Asked, asked_plainly
 from deploy.jobs.book import Book
 from deploy.jobs.custom_ids import CustomIds
@@ -22,7 +21,7 @@ from deploy.jobs.openai_lines import OpenAILines
 from deploy.jobs.order import Order, settings_of
 from deploy.jobs.raw_lines import raw_lines
 from deploy.jobs.run import Run
-from deploy.jobs.serving import Serving, names_of, own_system, running_system
+from deploy.jobs.serving import Serving, inline, names_of, own_system, running_system
 from loaders.progress import OnProgress
 
 TERMINATED = 128 + signal.SIGTERM
@@ -63,7 +62,8 @@ def on_own_system(order: Order, source: InputFile, onlooker: Onlooker) -> int:
         if not book.is_complete:
             onlooker.say(f"starting {choice.source}")
             batch = f"{source.digest} {order.places.results.absolute()}"
-            with own_system(choice, batch, order.limits, cluster_of(order)) as serving:
+            own = own_system(choice, batch, order.limits, cluster_of(order))
+            with inline(choice) if order.is_inline else own as serving:
                 ask_all(order, source, serving, book, onlooker)
         return tell_end(order, book, onlooker)
 
@@ -75,7 +75,7 @@ def cluster_of(order: Order) -> str | None:
 
 def ask_all(order: Order, source: InputFile, serving: Serving, book: Book, onlooker: Onlooker) -> None:
     """Every line that is not done."""
-    ask, answers = asking(order, serving), ClientAnswers(serving.client)
+    ask = asking(order, serving)
     meter = Meter(source.num_lines, book, time.monotonic())
     with order.source.open("rb") as file, closing(CustomIds()) as ids:
         lines = read_lines(raw_lines(file), ids)
@@ -83,7 +83,7 @@ def ask_all(order: Order, source: InputFile, serving: Serving, book: Book, onloo
         def show() -> None:
             onlooker.show(meter.figures(time.monotonic()))
 
-        run = Run(lines, ask, answers, book, order.max_in_flight, show)
+        run = Run(lines, ask, serving.answers, book, order.max_in_flight, show)
         try:
             if not asyncio.run(until_terminated(run)):
                 raise SystemExit(TERMINATED)

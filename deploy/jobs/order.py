@@ -30,6 +30,7 @@ class Order:
     defaults: Mapping[str, Any]
     batch_size: int
     is_connecting: bool  # to a system that runs
+    is_inline: bool  # on an engine in this process
     address: str | None  # of a Ray cluster
 
     @property
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="for lines that do not say")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"lines at a time (default: {BATCH_SIZE})")
     parser.add_argument("--connect", action="store_true", help="ask the system that runs, instead of one of its own")
+    parser.add_argument("--inline", action="store_true", help="in this process alone: faster, and unsupervised")
     parser.add_argument("--address", help="the Ray cluster to run on; without it one is started here")
 
 
@@ -63,6 +65,8 @@ def order_of(arguments: argparse.Namespace) -> Order:
     check_integer("batch-size", arguments.batch_size, 1, 4096)
     if arguments.connect and (arguments.model is not None or arguments.adapter):
         raise BadRequest("with --connect the model and the adapters are those of the system that runs", "connect")
+    if arguments.inline and (arguments.connect or arguments.address is not None):
+        raise BadRequest("--inline asks no system, and --connect and --address name one", "inline")
     defaults: dict[str, Any] = {}
     if arguments.max_tokens is not None:
         check_integer("max-tokens", arguments.max_tokens, 1, 2**31 - 1)
@@ -78,6 +82,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
         defaults,
         arguments.batch_size,
         arguments.connect,
+        arguments.inline,
         arguments.address,
     )
 

@@ -1,11 +1,11 @@
-"""Serving: the system that answers a batch: one of its own, which ends with it, or one that runs already."""
+"""Serving: who answers a batch: a system of its own, which ends with it, one that runs already, or an engine here."""
 
 import os
 import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -14,28 +14,45 @@ from actors import process
 from actors.client import Client, find_client
 from actors.exits import CallFailed
 from actors.ledger import LedgerOptions
-from actors.model_choice import ModelChoice
+from actors.model_choice import ModelChoice, function_at
+from actors.model_loading import read_adapter
 from actors.node import whereis
 from actors.refusals import Unavailable
 from actors.supervisor import child_spec_of
 from actors.system import start_system, stop
 from actors.system_config import ROOT, SystemConfig
+from deploy.jobs.answers import Answers, ClientAnswers
+from deploy.jobs.inline_answers import InlineAnswers
 from deploy.jobs.owner import Heartbeat, owner_of_system, owner_spec
+from engine.adapter import Adapter
+from engine.engine import Engine
 
 REACH_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Who answers, and with which model."""
+    """Who answers, with which model, and which adapters are attached to it, whenever that was."""
 
-    client: Client
+    answers: Answers
     choice: ModelChoice
+    adapters: tuple[str, ...]
 
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Those that are attached, whenever that was."""
-        return self.client.stats()[0].adapters
+
+def serving_of(client: Client, choice: ModelChoice) -> Serving:
+    return Serving(ClientAnswers(client), choice, client.stats()[0].adapters)
+
+
+@contextmanager
+def inline(choice: ModelChoice) -> Iterator[Serving]:
+    """An engine on a thread of this process, which costs no other process anything, and ends with this one."""
+
+    def make() -> tuple[Engine, dict[str, Adapter]]:
+        engine: Engine = function_at(choice.make_engine)(choice)
+        return engine, {name: read_adapter(path, engine.model) for name, path in choice.adapters}
+
+    with closing(InlineAnswers(make, function_at(choice.make_tokenizer)(choice))) as answers:
+        yield Serving(answers, choice, tuple(name for name, _ in choice.adapters))
 
 
 @contextmanager
@@ -46,7 +63,7 @@ def own_system(choice: ModelChoice, batch: str, limits: LedgerOptions, address: 
         config = config_for(choice, batch, limits)
         try:
             with Heartbeat():
-                yield Serving(start_system(config), choice)
+                yield serving_of(start_system(config), choice)
         finally:
             with suppress(CallFailed):  # where it cannot be reached its owner ends it, as when a batch is killed
                 stop()
@@ -62,7 +79,7 @@ def running_system(address: str) -> Iterator[Serving]:
     try:
         client = find_client()
         try:
-            yield Serving(client, running_config().choice)
+            yield serving_of(client, running_config().choice)
         finally:
             client.close()
     finally:
