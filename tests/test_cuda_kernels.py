@@ -127,6 +127,16 @@ def test_unwritten_outputs_do_not_exist() -> None:
         assert error(matrices(x), exact(x) @ exact(w).T) < 5e-3
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_stay_until_their_weights_are_used(bits: int) -> None:
+    w = weight(256, 12288, bits, 64)  # so long a row that weights come four pieces ahead
+    matrices = Matrices(Operands((w,), {}))
+    for rows in (1, 2, 3, 4, 8):
+        x, added = random(rows, 12288), random(rows, 256)
+        wanted = exact(x) @ exact(w).T + exact(added)
+        assert all(error(matrices(x, added), wanted) < 5e-3 for _ in range(20)), rows
+
+
 # Layers
 
 

@@ -76,12 +76,12 @@ class Plan:
     def ring(self) -> tuple[int, int]:
         """Halves of weights on their way for each warp, as most blocks fit on a multiprocessor; and shared memory."""
         inner, is_gated = self.operands.inner, self.operands.is_gated
-        scales = 2 * 32 * (2048 // self.bits) // self.group * 2
+        scales = 32 * (2048 // self.bits) // self.group * 2
         rest = (self.rows * inner * 2 if self.is_staged else 0) + (inner * self.bits // 16 if self.is_grouped else 0)
         if self.rank:  # what adapters make of the rows, and 512 for who they are
             rest += self.rank * self.rows * 4 * (2 if is_gated else 1) + 512
-        each = 512 * (2 if is_gated else 1) + 32 + scales
-        sizes = {ring: rest + self.warps * (each + ring * 2048) for ring in (2, 3, 4)}
+        each = 512 * (2 if is_gated else 1) + 32
+        sizes = {ring: rest + self.warps * (each + ring * 2048 + (ring // 2 + 1) * scales) for ring in (2, 3, 4)}
         best = max(sizes, key=lambda ring: (self.blocks(sizes[ring]), ring))
         return best, sizes[best]
 

@@ -19,8 +19,10 @@ float* totals = (float*)(shared + (STAGED ? ROWS * K * 2 : 0));  // (K / BLOCK, 
 float* reduced = totals + (GROUPED ? K / BLOCK * 8 : 0);
 float* squares = reduced + WARPS * MATS * 128;
 
-// Weights come by halves of a super-block, each lane its own, RING - 1 ahead; a super-block's scales with its first half.
-constexpr int HALF = 2048, SCALE_BYTES = SUPER / GROUP * 2, RING_BYTES = RING * HALF + 2 * 32 * SCALE_BYTES;
+// Weights come by halves of a super-block, each lane its own, RING - 1 ahead; a super-block's scales with its first half,
+// into one of as many places as are read and on their way together.
+constexpr int HALF = 2048, SCALE_BYTES = SUPER / GROUP * 2, PLACES = RING / 2 + 1;
+constexpr int RING_BYTES = RING * HALF + PLACES * 32 * SCALE_BYTES;
 #if ADAPTED
 float* scaled = squares + WARPS * 8;  // (MATS, RANK, ROWS)
 char* ring = (char*)(scaled + MATS * RANK * ROWS) + warp * RING_BYTES;
@@ -50,7 +52,7 @@ auto fetch = [&](int n) {  // the n-th half of this warp
 #pragma unroll
       for (int i = 0; i < SCALE_BYTES; i += 16)
         copy_async<(SCALE_BYTES < 16 ? SCALE_BYTES : 16)>(
-            ring_at + RING * HALF + (n / 2 % 2 * 32 + lane) * SCALE_BYTES + i, from + i);
+            ring_at + RING * HALF + (n / 2 % PLACES * 32 + lane) * SCALE_BYTES + i, from + i);
     }
   }
   commit_copies();
@@ -151,7 +153,7 @@ for (int tile = block; tile < TILES; tile += blocks) {
       fetch(n + RING - 1);
       const int super = warp * PER_WARP + part / 2;
       const char* w = ring + n % RING * HALF + lane * 16;
-      const char* s = ring + RING * HALF + n / 2 % 2 * 32 * SCALE_BYTES;
+      const char* s = ring + RING * HALF + n / 2 % PLACES * 32 * SCALE_BYTES;
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int i = part % 2 * 2 + h, group = (i * BLOCK + t * RUN) / GROUP;
