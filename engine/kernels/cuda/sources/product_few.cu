@@ -65,6 +65,7 @@ auto match = [](uint4 v) -> uint4 {
 };
 #pragma unroll
 for (int n = 0; n < RING - 1; n++) fetch(n);
+follow();
 #if ADAPTED
 __shared__ int place_of[8];  // of a row, among those of the tiles
 __shared__ int4 slot_of[MODULES * 8];
@@ -97,7 +98,7 @@ if constexpr (STAGED) {
     const int o = k % OCT, tt = (k / OCT) % 4, block = k / (4 * OCT);
 #pragma unroll
     for (int n = 0; n < ROWS; n++)
-      v[n] = n < rows ? __ldg((const uint4*)x + (size_t)(GATHERED ? at[n] : n) * (K / 8) + k) : make_uint4(0, 0, 0, 0);
+      v[n] = n < rows ? load16((const uint4*)x + (size_t)(GATHERED ? at[n] : n) * (K / 8) + k) : make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int n = 0; n < ROWS; n++) {
       if constexpr (NORM) {
@@ -132,17 +133,13 @@ auto activations = [&](int super, int i, int o) -> uint4 {
   if constexpr (STAGED) {
     if (loads) v = staged[(((super * 4 + i) * OCT + o) * ROWS + token) * 4 + t];
   } else {
-    if (loads) v = match(__ldg((const uint4*)x + ((size_t)token * K + super * SUPER + i * BLOCK + t * RUN) / 8 + o));
+    if (loads) v = match(load16((const uint4*)x + ((size_t)token * K + super * SUPER + i * BLOCK + t * RUN) / 8 + o));
   }
   return v;
 };
 int n = 0;
 for (int tile = block; tile < TILES; tile += blocks) {
   float acc[MATS][4] = {};
-  if (AFTER > 0 && threadIdx.x == 0 && tile + blocks >= TILES) {  // the next kernel's weights, into L2
-    const size_t share = (size_t)AFTER / blocks / 16 * 16;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)after + block * share), "r"((u32)share));
-  }
 #pragma unroll
   for (int m = 0; m < MATS; m++) {
     float* sum = acc[m];
