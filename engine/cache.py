@@ -18,7 +18,7 @@ MLX_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloa
 class LayerCache:
     """One layer's keys and values; with int8, each (slot, head) vector has a scale of its own."""
 
-    __slots__ = ("key_scales", "keys", "value_scales", "values")
+    __slots__ = ("key_scales", "keys", "num_successors", "value_scales", "values")
 
     keys: mx.array  # (slots, kv_heads, head_dim)
     values: mx.array
@@ -27,6 +27,7 @@ class LayerCache:
 
     def __init__(self, num_slots: int, num_heads: int, head_dim: int, dtype: CacheDtype) -> None:
         shape = (num_slots, num_heads, head_dim)
+        self.num_successors = 0  # of its arrays: whoever knows where they are looks again when it grows
         self.keys = mx.zeros(shape, MLX_DTYPES[dtype])
         self.values = mx.zeros(shape, MLX_DTYPES[dtype])
         is_scaled = dtype == "int8"
@@ -40,6 +41,7 @@ class LayerCache:
 
     def write(self, slots: mx.array, keys: mx.array, values: mx.array) -> None:
         """Put the rows' keys and values, (T, kv_heads, head_dim), into their slots."""
+        self.num_successors += 1
         if self.key_scales is None or self.value_scales is None:
             self.keys[slots] = keys.astype(self.keys.dtype)
             self.values[slots] = values.astype(self.values.dtype)
@@ -70,6 +72,10 @@ class KVCache:
     def arrays(self) -> list[mx.array]:
         return [array for layer in self.layers for array in layer.arrays()]
 
+    @property
+    def num_successors(self) -> int:
+        return sum(layer.num_successors for layer in self.layers)
+
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Make each target hold what its source holds, before its owner writes on; all sources are read first."""
         last = {target: source for source, target in copies}  # a target given twice has its last owner
@@ -78,6 +84,8 @@ class KVCache:
         mx.eval(found)  # while a read is pending, a write has to copy the whole array
         for array, blocks in zip(self.arrays(), found, strict=True):
             array[targets] = blocks
+        for layer in self.layers:
+            layer.num_successors += 1
 
     def slots_of(self, blocks: list[int]) -> mx.array:
         slots = np.asarray(blocks, np.int32)[:, None] * self.block_size + np.arange(self.block_size, dtype=np.int32)

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.adjust import adjust
-from engine.batch import Batch, Chunk
+from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
 from engine.decoder import head, hidden
 from engine.event import TokenLogprob
-from engine.kernels.table import Kernels
+from engine.kernels.table import DecodeStep, Kernels, Tokens
 from engine.logprobs import Scores, score
 from engine.lora import AdapterStack, LoraRows
 from engine.outputs import Outputs
@@ -34,7 +34,7 @@ class Launched:
 
     chunks: tuple[PlannedChunk, ...]
     outputs: Outputs
-    tokens: mx.array | None  # (draws,)
+    tokens: mx.array | Tokens | None  # (draws,)
     scores: Scores | None
     kernels: Kernels  # that drew them
 
@@ -60,7 +60,7 @@ class Runner:
         self.weights = weights
         self.kernels = kernels
         self.cache = cache
-        self._previous = mx.array(NO_TOKENS)  # what the step before drew
+        self._previous: mx.array | Tokens = mx.array(NO_TOKENS)  # what the step before drew
 
     def launch(
         self,
@@ -72,10 +72,18 @@ class Runner:
     ) -> Launched:
         """Start a step."""
         if copies:
+            self.settle()
             self.cache.copy_blocks(copies)
-        batch = self.batch(rows, chunks, outputs)
-        adapter_of = batch.numbers.adapter_of
+        numbers, placed = self.numbers(rows, chunks, outputs)
+        adapter_of = numbers.adapter_of
         lora = None if adapter_of is None or stack is None else LoraRows(stack, adapter_of)
+        if not chunks and not rows.num_special:
+            drawn = self.kernels.decode(self.weights, self.cache, self.decode_step(rows, numbers, outputs, lora))
+            if drawn is not None:
+                self._previous = drawn
+                return Launched(chunks, outputs, drawn, None, self.kernels)
+        self.settle()
+        batch = self.batch(rows, chunks, numbers, placed)
         x = hidden(self.weights, self.kernels, self.cache, batch, lora)
         if not outputs.num_rows:
             self._previous = mx.array(NO_TOKENS)
@@ -88,8 +96,19 @@ class Runner:
         self._previous = tokens
         return Launched(chunks, outputs, tokens if outputs.num_draws else None, scores, self.kernels)
 
-    def batch(self, rows: Rows, chunks: tuple[PlannedChunk, ...], outputs: Outputs) -> Batch:
-        """Decode rows as they stand, then the chunks."""
+    def settle(self) -> None:
+        """Wait for a step that MLX knows nothing of: what comes next is MLX's."""
+        if not isinstance(self._previous, mx.array):
+            self._previous = self._previous.array()
+
+    def decode_step(self, rows: Rows, numbers: Numbers, outputs: Outputs, lora: LoraRows | None) -> DecodeStep:
+        knobs, is_greedy, is_filtered = outputs.knobs(rows)
+        return DecodeStep(numbers, self._previous, rows.sources[: len(rows)], lora, knobs, is_greedy, is_filtered)
+
+    def numbers(
+        self, rows: Rows, chunks: tuple[PlannedChunk, ...], outputs: Outputs
+    ) -> tuple[Numbers, tuple[Chunk, ...]]:
+        """Decode rows as they stand, then the chunks; and where these are."""
         count, size = len(rows), self.cache.block_size
         decode = rows.positions[:count]
         positions, sequence_of, placed, start = [decode], [np.arange(count, dtype=np.int32)], list[Chunk](), count
@@ -102,23 +121,29 @@ class Runner:
         all_positions, all_sequences = np.concatenate(positions), np.concatenate(sequence_of)
         tables = self.tables(rows, chunks, int(all_positions.max()) // size + 1)
         slots = tables[all_sequences, all_positions // size] * size + all_positions % size
+        adapter_of = adapters_of(rows, chunks)
+        return Numbers(all_positions, slots, all_sequences, tables, outputs.rows, adapter_of), tuple(placed)
+
+    def batch(self, rows: Rows, chunks: tuple[PlannedChunk, ...], numbers: Numbers, placed: tuple[Chunk, ...]) -> Batch:
+        count = len(rows)
         return Batch(
             tokens=self.tokens(rows, chunks),
-            positions=all_positions,
-            slots=slots,
-            sequence_of=all_sequences,
-            block_tables=tables,
-            output_rows=outputs.rows,
-            adapter_of=adapters_of(rows, chunks),
+            positions=numbers.positions,
+            slots=numbers.slots,
+            sequence_of=numbers.sequence_of,
+            block_tables=numbers.block_tables,
+            output_rows=numbers.output_rows,
+            adapter_of=numbers.adapter_of,
             num_decode_rows=count,
-            max_decode_context=int(decode.max()) + 1 if count else 0,
-            chunks=tuple(placed),
+            max_decode_context=int(numbers.positions[:count].max()) + 1 if count else 0,
+            chunks=placed,
         )
 
     def tokens(self, rows: Rows, chunks: tuple[PlannedChunk, ...]) -> mx.array:
         """What goes in: for decode rows what the step before drew, for chunks their tokens."""
         count = len(rows)
         decode, sources = self._previous, rows.sources[:count]
+        assert isinstance(decode, mx.array), "MLX goes on only after `settle`"
         if count != decode.size or not np.array_equal(sources, np.arange(count)):
             decode = decode[mx.array(sources)] if count else mx.array(NO_TOKENS)
         if not chunks:

@@ -12,15 +12,19 @@ from engine.batch import Batch, Chunk
 from engine.cache import KVCache
 from engine.config import ModelConfig
 from engine.decoder import hidden
+from engine.engine import Engine
+from engine.event import TokenEvent
 from engine.kernels.cuda import CudaKernels
 from engine.kernels.cuda.adapters import RowsOnDevice, StackOnDevice, plan_tiles
 from engine.kernels.cuda.matrices import Matrices
 from engine.kernels.cuda.operands import Operands
 from engine.kernels.portable import PortableKernels
 from engine.lora import LoraRows, stack_adapters
+from engine.options import EngineOptions
 from engine.quantized import QuantizedTensor, dequantize, quantize
+from engine.request import Request, Sampling
 from engine.sampling import draw
-from engine.weights import LINEAR_MODULES, Layer, Linear, Weights
+from engine.weights import LINEAR_MODULES, Layer, Linear, Model, Weights
 from loaders.adapter_description import module_sizes
 
 HAS_CUDA = hasattr(mx, "cuda") and mx.cuda.is_available()
@@ -125,6 +129,16 @@ def test_unwritten_outputs_do_not_exist() -> None:
         mx.eval(poison + 1)
         x = random(rows, 1024)
         assert error(matrices(x), exact(x) @ exact(w).T) < 5e-3
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_stay_until_their_weights_are_used(bits: int) -> None:
+    w = weight(256, 12288, bits, 64)  # so long a row that weights come four pieces ahead
+    matrices = Matrices(Operands((w,), {}))
+    for rows in (1, 2, 3, 4, 8):
+        x, added = random(rows, 12288), random(rows, 256)
+        wanted = exact(x) @ exact(w).T + exact(added)
+        assert all(error(matrices(x, added), wanted) < 5e-3 for _ in range(20)), rows
 
 
 # Layers
@@ -349,6 +363,59 @@ def test_a_step_repeated_gives_the_same_bits() -> None:
         results.append(hidden(prepared, kernels, filled(config, 200, 16, 3, "bfloat16"), batch))
         mx.eval(results[-1])
     assert all(mx.array_equal(results[0], other).item() for other in results[1:])
+
+
+def tokens_of(engine: Engine, asked: list[Request]) -> dict[str, list[tuple[int, int]]]:
+    """What requests get that join one after another, every other step."""
+    tokens: dict[str, list[tuple[int, int]]] = {request.id: [] for request in asked}
+    waiting, step = list(asked), 0
+    while waiting or engine.has_work:
+        if waiting and step % 2 == 0:
+            engine.add(waiting.pop(0))
+        for event in engine.step():
+            if isinstance(event, TokenEvent):
+                tokens[event.request_id].append((event.choice, event.token))
+        step += 1
+    return tokens
+
+
+SAMPLINGS = (
+    Sampling(temperature=0.0),
+    Sampling(temperature=1.0, seed=3),
+    Sampling(temperature=0.7, seed=4, top_p=0.8, top_k=40),
+    Sampling(temperature=1.0, seed=5, n=3),
+    Sampling(temperature=0.0, logprobs=2),
+    Sampling(temperature=0.0, presence_penalty=0.5),
+)
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 6])
+@pytest.mark.parametrize("streams", [1, 6, 20, 70])
+def test_whole_steps_draw_what_launches_by_mlx_draw(streams: int, kinds: int) -> None:
+    config = config_of(128, 8, 2)
+    mx.random.seed(13)
+    made, rng = Model(config, model(config), "made up"), np.random.default_rng(streams)
+    asked = [
+        Request(
+            str(index),
+            tuple(rng.integers(10, 1000, rng.integers(1, 90)).tolist()),
+            replace(SAMPLINGS[index % kinds], max_tokens=int(rng.integers(3, 40)), ignore_eos=True),
+            adapter=str(index % 4) if index % 3 else None,
+        )
+        for index in range(streams)
+    ]
+    adapters, found = adapters_of(config), []
+    for is_whole in (True, False):
+        kernels = CudaKernels(config, 16, expand="never")
+        options = EngineOptions(max_sequences=80, max_batch_tokens=128, cache_bytes=1 << 26, max_adapter_bytes=1 << 28)
+        engine = Engine(made, kernels, options)
+        assert kernels.steps(engine.runner.weights, engine.runner.cache) is not None
+        if not is_whole:
+            kernels.decode = lambda *_: None  # type: ignore[method-assign]
+        for adapter in adapters:
+            engine.attach(adapter.version, adapter)
+        found.append(tokens_of(engine, asked))
+    assert found[0] == found[1]
 
 
 # Draws

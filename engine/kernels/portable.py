@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engine.batch import Batch, Chunk
 from engine.cache import KVCache, LayerCache
 from engine.config import ModelConfig
-from engine.kernels.table import Kernels
+from engine.kernels.table import DecodeStep, Kernels, Tokens
 from engine.lora import LoraRows, project
 from engine.options import CacheDtype
 from engine.quantized import QuantizedTensor
@@ -119,8 +119,11 @@ class PortableKernels:
     def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
         return draw(logits, mx.array(knobs), is_greedy=is_greedy, is_filtered=is_filtered)
 
-    def read(self, tokens: mx.array) -> list[int]:
-        return [int(token) for token in np.array(tokens)]
+    def decode(self, weights: Weights, cache: KVCache, step: DecodeStep) -> None:
+        """MLX does it."""
+
+    def read(self, tokens: mx.array | Tokens) -> list[int]:
+        return [int(token) for token in np.array(tokens)] if isinstance(tokens, mx.array) else tokens.read()
 
 
 def one_by_one(

@@ -5,17 +5,44 @@ A column is built for one model's numbers; how it does an operation is its own a
 `portable` is the definition.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.batch import Batch
+from engine.batch import Batch, Numbers
 from engine.cache import KVCache, LayerCache
 from engine.lora import LoraRows
 from engine.options import CacheDtype
 from engine.weights import Layer, Weights
+
+
+class Tokens(Protocol):
+    """Tokens of a step that a column carries out without MLX; they may still be on their way."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self) -> list[int]:
+        """Wait for them."""
+
+    def array(self) -> mx.array:
+        """Wait for the step, so that MLX may read what it wrote; the tokens as MLX's."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeStep:
+    """A step in which every row decodes, and draws from its logits as they are."""
+
+    numbers: Numbers
+    previous: mx.array | Tokens  # what the step before drew
+    sources: NDArray[np.int32]  # (T,) which of these are the tokens that go in
+    lora: LoraRows | None
+    knobs: NDArray[np.float32]  # (T, 5), as `draw` takes them
+    is_greedy: bool
+    is_filtered: bool
 
 
 class Kernels(Protocol):
@@ -50,5 +77,11 @@ class Kernels(Protocol):
     def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
         """One token a row, (R,) int32, as `engine.sampling` defines it; `knobs` is (R, 5) float32."""
 
-    def read(self, tokens: mx.array) -> list[int]:
+    def decode(self, weights: Weights, cache: KVCache, step: DecodeStep) -> Tokens | None:
+        """Start a whole step in a way of the column's own; None if it has none for this one.
+
+        What of MLX's came before is waited for. Nothing of MLX's may follow before somebody asks for the tokens' array.
+        """
+
+    def read(self, tokens: mx.array | Tokens) -> list[int]:
         """Wait for tokens that were drawn."""

@@ -15,6 +15,7 @@ from engine.config import ModelConfig
 from engine.kernels.cpu import _native
 from engine.kernels.cpu.packed import PackedTensor, forget, is_packable, pack
 from engine.kernels.portable import PortableKernels, as_float32, one_by_one
+from engine.kernels.table import DecodeStep, Tokens
 from engine.lora import AdapterStack, LoraRows
 from engine.options import CacheDtype
 from engine.rotary import rotary
@@ -98,7 +99,10 @@ class CpuKernels:
     def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
         return _native.draw(logits, mx.array(knobs), is_greedy)
 
-    def read(self, tokens: mx.array) -> list[int]:
+    def decode(self, weights: Weights, cache: KVCache, step: DecodeStep) -> None:
+        """MLX does it, with the operations above."""
+
+    def read(self, tokens: mx.array | Tokens) -> list[int]:
         return self.portable.read(tokens)
 
     def knows(self, layer: Layer, index: int) -> bool:

@@ -5,20 +5,26 @@ Rows are sorted by adapter into tiles of eight, so that a tile reads its adapter
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
+from itertools import product
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.kernels.cuda import driver
+from engine.kernels.cuda.addressing import table_of
 from engine.kernels.cuda.operands import Operands
-from engine.kernels.cuda.source import Launcher
 from engine.lora import AdapterStack, RankLayout, StackedLowRank
 
 TILE = 8  # rows
 LINE = TILE + 2  # adapter, rows in use, rows
 MOST_TILES = 64  # that products take without a launch of their own
 RANKS = (16, 32, 64, 128)  # kernels are for ranks up to these
+QKV, OUTPUT, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)
+PRODUCTS = (QKV, OUTPUT, GATE_UP, DOWN)  # modules that take the same rows
+TABLE = 16  # addresses of a product's table, of which 11 are used
 
 
 def plan_tiles(adapter_of: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -90,14 +96,8 @@ def pairs_of(modules: tuple[Pair | None, ...], workplace: Workplace) -> Pairs | 
     first = next(one for one in modules if one is not None)
     three = [one or first for one in (*modules, None, None)][:3]  # what is not `present` is not read
     given = [array for one in three for array in (one.left, one.right, one.slots)]
-    table = addresses()([*given, workplace.finished, workplace.lows], (1, 1, 1), [(16,)], [mx.int64])[0]
+    table = table_of([*given, workplace.finished, workplace.lows], TABLE)
     return Pairs(modules, rank_above(greatest), table)
-
-
-@cache
-def addresses() -> Launcher:
-    names = [f"{kind}{index}" for index in range(3) for kind in ("left", "right", "slots")]
-    return Launcher("addresses", [], [*names, "finished", "lows"], ["out"], {}, threads=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,17 @@ class Adapted:
     tiles: mx.array
 
 
+class Stack(Protocol):
+    """Adapters by layer and product."""
+
+    def pairs(self, layer: int, names: tuple[str, ...]) -> Pairs | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class RowsOnDevice:
     """Which row has which adapter."""
 
-    stack: "StackOnDevice"
+    stack: Stack
     tiles: mx.array
 
     def of(self, layer: int, names: tuple[str, ...]) -> Adapted | None:
@@ -138,6 +144,7 @@ class StackOnDevice:
 
     def __del__(self) -> None:
         mx.synchronize()  # a step on its way reads what MLX does not know that it reads
+        driver.synchronize()
 
     @property
     def is_narrow(self) -> bool:
@@ -152,6 +159,12 @@ class StackOnDevice:
             if found is not None:
                 mx.eval(found.table)
         return self._pairs[key]
+
+    @cached_property
+    def form(self) -> tuple[tuple[int, int] | None, ...]:
+        """What of it kernels are told other than by address."""
+        found = [self.pairs(layer, names) for layer, names in product(range(len(self.layers)), PRODUCTS)]
+        return tuple(None if one is None else (one.present, one.rank) for one in found)
 
     def on_device(self, one: StackedLowRank) -> Pair:
         layout = one.layout

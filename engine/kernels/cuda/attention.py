@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.batch import Batch
+from engine.batch import Batch, Numbers
 from engine.config import ModelConfig
 from engine.kernels.cuda.layout import ROW_BY_ROW, Layout
 from engine.kernels.cuda.mailbox import HEADER, Mailbox
-from engine.kernels.cuda.operands import AHEAD_BYTES, without
+from engine.kernels.cuda.operands import MULTIPROCESSORS, without
 from engine.kernels.cuda.source import Launcher
 from engine.rotary import rotary
 
@@ -82,7 +83,7 @@ class Attention:
             for start in range(chunk.start, chunk.start + chunk.length, size)
         ]
         lines = len(batch.numbers.block_tables)
-        staged = self.stage(self.send(batch), batch.num_rows, (lines, self.table_width(batch)))
+        staged = self.stage(self.send(batch), batch.num_rows, (lines, self.table_width(batch.numbers)))
         return PlannedBatch(
             batch,
             self.num_parts(first, batch.max_decode_context),
@@ -93,19 +94,24 @@ class Attention:
 
     def send(self, batch: Batch) -> mx.array:
         """Where the batch's numbers are, for `stage`."""
-        numbers, width = batch.numbers, self.table_width(batch)
-        tables = np.pad(numbers.block_tables, ((0, 0), (0, width - numbers.block_tables.shape[1])))
-        return self.mailbox.send([numbers.positions, numbers.slots, tables])
+        return self.mailbox.send(self.letter(batch.numbers))
 
-    def table_width(self, batch: Batch) -> int:
+    def letter(self, numbers: Numbers) -> list[NDArray[np.int32]]:
+        """What `stage` reads."""
+        lines, used = numbers.block_tables.shape
+        tables = np.zeros((lines, self.table_width(numbers)), np.int32)
+        tables[:, :used] = numbers.block_tables
+        return [numbers.positions, numbers.slots, tables]
+
+    def table_width(self, numbers: Numbers) -> int:
         """Of the block tables: a power of two, for a graph is built for each width."""
-        return 1 << int(batch.numbers.block_tables.shape[1] - 1).bit_length()
+        return 1 << int(numbers.block_tables.shape[1] - 1).bit_length()
 
     def stage(self, where: mx.array, rows: int, table_shape: tuple[int, ...]) -> Staged:
         half = self.config.head_dim // 2
         padded = (max(rows, 16),)  # what takes 8 bytes or less lies in the host's memory
         lines, width = table_shape
-        outputs = self.launcher("stage", False, ROW_BY_ROW, 0)(
+        outputs = self.launcher("stage", False, ROW_BY_ROW)(
             [where, self.waves],
             (max(rows, 32), 1, 1),
             [padded, padded, (max(lines, 2), width), (rows, half, 2)],
@@ -114,10 +120,10 @@ class Attention:
         return Staged(*outputs)
 
     def num_parts(self, rows: int, context: int) -> int:
-        """Parts of the context, a power of two: enough blocks for the machine, and four tiles of keys for each."""
+        """Parts of the context, a power of two: as many blocks as run at once, and four tiles of keys for each."""
         blocks = max(1, rows * self.config.num_kv_heads)
         parts = 1
-        while parts < MAX_PARTS and parts * blocks < 264 and parts * 64 < context:
+        while parts < MAX_PARTS and parts * blocks <= MULTIPROCESSORS and parts * 64 < context:
             parts *= 2
         return parts
 
@@ -131,20 +137,18 @@ class Attention:
         rows: int,
         num_parts: int,
         give: Layout = ROW_BY_ROW,
-        after: mx.array | None = None,
     ) -> mx.array:
         """Write and attend for the first rows of (T, (heads + 2 kv_heads) * head_dim): (rows, heads * head_dim).
 
-        `give`: how the result shall lie; `after`: weights that are needed next.
+        `give`: how the result shall lie.
         """
         config = self.config
-        ahead = 0 if after is None else min(AHEAD_BYTES, after.nbytes)
-        launcher = self.launcher("attend_decode", bool(norms), give, ahead)
+        launcher = self.launcher("attend_decode", bool(norms), give)
         group = config.num_heads // config.num_kv_heads
         part = (rows, config.num_kv_heads, num_parts, group * (config.head_dim + 2)) if num_parts > 1 else (16,)
         inputs = [qkv, staged.positions, staged.tables, staged.turns, keys, values, *norms, self.tickets]
         return launcher(
-            inputs if after is None else [*inputs, after],
+            inputs,
             (config.num_kv_heads, rows, num_parts),
             [give.shape(rows, config.num_heads * config.head_dim), part],
             [mx.bfloat16, mx.float32],
@@ -165,13 +169,13 @@ class Attention:
         assert planned.pieces is not None
         rows, heads = qkv.shape[0], config.num_heads + 2 * config.num_kv_heads
         width = config.num_heads * config.head_dim
-        q = self.launcher("place", bool(norms), ROW_BY_ROW, 0)(
+        q = self.launcher("place", bool(norms), ROW_BY_ROW)(
             [qkv, staged.slots, staged.turns, keys, values, *norms],
             (rows, -(-heads // WARPS), 1),
             [(rows, width)],
             [mx.bfloat16],
         )[0]
-        return self.launcher("attend_chunk", False, give, 0)(
+        return self.launcher("attend_chunk", False, give)(
             [q, staged.positions, staged.tables, planned.pieces, keys, values],
             (planned.pieces.shape[0], config.num_heads // self.heads_abreast, 1),
             [give.shape(rows, width)],
@@ -179,20 +183,19 @@ class Attention:
             table_width=staged.tables.shape[1],
         )[0]
 
-    def launcher(self, name: str, is_normed: bool, give: Layout, ahead: int) -> Launcher:
-        key = (name, is_normed, give, ahead)
+    def launcher(self, name: str, is_normed: bool, give: Layout) -> Launcher:
+        key = (name, is_normed, give)
         found = self._launchers.get(key)
         if found is None:
-            found = self._launchers[key] = self.build(name, is_normed, give, ahead)
+            found = self._launchers[key] = self.build(name, is_normed, give)
         return found
 
-    def build(self, name: str, is_normed: bool, give: Layout, ahead: int) -> Launcher:
+    def build(self, name: str, is_normed: bool, give: Layout) -> Launcher:
         config = self.config
         norms = ["q_norm", "k_norm"] if is_normed else []
-        after = ["after"] if ahead else []
         inputs = {
             "stage": ["where", "waves"],
-            "attend_decode": ["qkv", "positions", "tables", "turns", "keys", "values", *norms, "tickets", *after],
+            "attend_decode": ["qkv", "positions", "tables", "turns", "keys", "values", *norms, "tickets"],
             "place": ["qkv", "slots", "turns", "keys", "values", *norms],
             "attend_chunk": ["q", "positions", "tables", "pieces", "keys", "values"],
         }[name]
@@ -211,7 +214,6 @@ class Attention:
             "STAGES": CHUNK_STAGES if name == "attend_chunk" else STAGES,
             "ABREAST": self.heads_abreast,
             **give.constants,
-            "AFTER": ahead,
             "HEADER": HEADER,
         }
         d = config.head_dim
@@ -227,5 +229,5 @@ class Attention:
             blocks={"attend_decode": 2, "attend_chunk": 3}.get(name, 1),
             shared_memory=shared,
             defines=self.defines,
-            prelude=without(inputs, "q_norm", "k_norm", "after"),
+            prelude=without(inputs, "q_norm", "k_norm"),
         )

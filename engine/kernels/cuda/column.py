@@ -1,5 +1,8 @@
 """The CUDA column: five launches a layer while rows decode. What it has no kernel for, `portable` does."""
 
+import logging
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
@@ -8,11 +11,14 @@ from engine.batch import Batch
 from engine.cache import KVCache, LayerCache
 from engine.config import ModelConfig
 from engine.kernels.cuda import warming
-from engine.kernels.cuda.adapters import RowsOnDevice, StackOnDevice, plan_tiles
-from engine.kernels.cuda.attention import Attention, PlannedBatch
+from engine.kernels.cuda.adapters import OUTPUT, QKV, RowsOnDevice, StackOnDevice, plan_tiles
+from engine.kernels.cuda.attention import MAX_DECODE_ROWS, Attention, PlannedBatch
 from engine.kernels.cuda.decode_graph import DecodeGraphs
+from engine.kernels.cuda.decode_steps import DecodeSteps, StepTokens
 from engine.kernels.cuda.drawing import Drawing
-from engine.kernels.cuda.halves import OUTPUT, QKV, Halves, halves_of
+from engine.kernels.cuda.driver import DriverError
+from engine.kernels.cuda.embedding import can_look_up, look_up
+from engine.kernels.cuda.halves import Halves, halves_of
 from engine.kernels.cuda.layout import ROW_BY_ROW
 from engine.kernels.cuda.mailbox import Mailbox
 from engine.kernels.cuda.matrices import NEVER, Matrices, can_multiply
@@ -20,11 +26,13 @@ from engine.kernels.cuda.operands import Operands
 from engine.kernels.cuda.source import Launcher
 from engine.kernels.expand import Expand
 from engine.kernels.portable import PortableKernels
+from engine.kernels.table import DecodeStep, Tokens
 from engine.lora import LoraRows
 from engine.options import CacheDtype
 from engine.quantized import QuantizedTensor
 from engine.weights import Layer, Linear, Weights
 
+log = logging.getLogger("genserve")
 DENSE_FROM = 192  # rows, where bf16 copies are kept
 STRETCH = 6  # layers of a prompt that are computed together; MLX keeps all that is not computed yet
 LONG = 128  # rows from which that is worth waiting for
@@ -50,6 +58,7 @@ class CudaKernels:
         self._planned: PlannedBatch | None = None
         self._rows: tuple[LoraRows, RowsOnDevice | None] | None = None
         self._graphs: tuple[Weights, DecodeGraphs] | None = None
+        self._steps: tuple[Weights, KVCache, DecodeSteps | None] | None = None
         self._launchers: dict[object, Launcher] = {}
 
     # Preparation
@@ -76,6 +85,8 @@ class CudaKernels:
                 knobs = np.zeros((logits.shape[0], 5), np.float32)
                 tokens = self.draw(logits, knobs, is_greedy=is_greedy, is_filtered=is_filtered)
                 mx.eval(tokens, cache.arrays())
+                if not batch.chunks:
+                    self.try_step(weights, cache, batch, knobs, is_greedy, is_filtered, self.read(tokens))
         warming.run_mlx_kernels(cache, self.config.vocab_size)
         warming.compile_addresses()
         halves = self.halves(weights.layers[0], 0)
@@ -98,16 +109,7 @@ class CudaKernels:
 
     def embed(self, weights: Weights, tokens: mx.array) -> mx.array:
         table = weights.embed_tokens
-        if not can_multiply([Linear(table)]) or not isinstance(table, QuantizedTensor) or table.biases is None:
-            return self.portable.embed(weights, tokens)
-        inner = table.logical_shape[1]
-        launcher = self._launchers.get("embed")
-        if launcher is None:
-            constants = {"BITS": table.bits, "GROUP": table.group_size, "K": inner}
-            launcher = Launcher("embed", [], ["tokens", "w0", "s0", "b0"], ["out"], constants, threads=128)
-            self._launchers["embed"] = launcher
-        inputs = [tokens, table, table.scales, table.biases]
-        return launcher(inputs, (tokens.size, 1, 1), [(tokens.size, inner)], [mx.bfloat16])[0]
+        return look_up(table, tokens, self._launchers) if can_look_up(table) else self.portable.embed(weights, tokens)
 
     def attention(
         self, x: mx.array, layer: Layer, index: int, cache: LayerCache, batch: Batch, lora: LoraRows | None
@@ -146,25 +148,75 @@ class CudaKernels:
         return halves.feed_forward(x, adapters)
 
     def logits(self, x: mx.array, weights: Weights, rows: NDArray[np.int32]) -> mx.array:
+        found = self.head(weights)
+        if found is None:
+            return self.portable.logits(x, weights, rows)
+        is_all = rows.size == x.shape[0] and np.array_equal(rows, np.arange(rows.size))
+        return found(x) if is_all else found(x, at=self.mailbox.bring(rows))
+
+    def head(self, weights: Weights) -> Matrices | None:
         if self._head is None or self._head[0] is not weights:
             head, matrices = weights.head, None
             if isinstance(head, QuantizedTensor) and can_multiply([Linear(head)], weights.norm):
                 eps = self.config.rms_norm_eps
                 matrices = Matrices(Operands((head,), self._launchers, None, weights.norm, eps, is_float=True))
             self._head = (weights, matrices)
-        found = self._head[1]
-        if found is None:
-            return self.portable.logits(x, weights, rows)
-        is_all = rows.size == x.shape[0] and np.array_equal(rows, np.arange(rows.size))
-        return found(x) if is_all else found(x, at=self.mailbox.bring(rows))
+        return self._head[1]
 
     def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
         if logits.shape[1] % 4:
             return self.portable.draw(logits, knobs, is_greedy=is_greedy, is_filtered=is_filtered)
         return self.drawing.draw(logits, knobs, is_greedy, is_filtered)
 
-    def read(self, tokens: mx.array) -> list[int]:
-        return self.mailbox.read(tokens)
+    def decode(self, weights: Weights, cache: KVCache, step: DecodeStep) -> StepTokens | None:
+        stack = None if step.lora is None else self.stack_of(step.lora)
+        rows = len(step.numbers.positions)
+        if rows >= self.dense_from or rows > MAX_DECODE_ROWS or (stack is not None and not stack.is_narrow):
+            return None
+        steps = self.steps(weights, cache)
+        return None if steps is None else steps.run(step, stack)
+
+    def steps(self, weights: Weights, cache: KVCache) -> DecodeSteps | None:
+        """Whole steps, if there is a kernel for all of them."""
+        if self._steps is None or self._steps[0] is not weights or self._steps[1] is not cache:
+            graphs, head, made = self.graphs(weights), self.head(weights), None
+            is_ours = (
+                graphs is not None
+                and graphs.is_whole
+                and not graphs.has_late_biases
+                and cache.layers[0].keys.dtype == mx.bfloat16
+            )
+            can_draw = head is not None and weights.head.shape[0] % 4 == 0
+            if graphs is not None and is_ours and head is not None and can_draw and can_look_up(weights.embed_tokens):
+                embed = partial(look_up, weights.embed_tokens, launchers=self._launchers)
+                made = DecodeSteps(graphs.attention, self.drawing, self.mailbox, graphs.layers, cache, embed, head)
+            self._steps = (weights, cache, made)
+        return self._steps[2]
+
+    def try_step(
+        self,
+        weights: Weights,
+        cache: KVCache,
+        batch: Batch,
+        knobs: NDArray[np.float32],
+        is_greedy: bool,
+        is_filtered: bool,
+        wanted: list[int],
+    ) -> None:
+        """Whole steps earn their place: one that does not draw what MLX's launches draw is the last."""
+        sources = np.arange(batch.num_rows, dtype=np.int32)
+        step = DecodeStep(batch.numbers, batch.tokens, sources, None, knobs, is_greedy, is_filtered)
+        try:
+            found = self.decode(weights, cache, step)
+            reason = None if found is None or found.read() == wanted else "they draw other tokens"
+        except DriverError as error:
+            reason = str(error)
+        if reason is not None:
+            log.warning(f"decode steps stay with MLX's graphs: {reason}")
+            self._steps = (weights, cache, None)
+
+    def read(self, tokens: mx.array | Tokens) -> list[int]:
+        return self.mailbox.read(tokens) if isinstance(tokens, mx.array) else tokens.read()
 
     # Adapters
 

@@ -1,7 +1,9 @@
 """Decode graph: all layers of a step in which every row decodes, built once for a number of rows and run again.
 
-What changes from step to step comes through the mailbox, so a graph is good for any batch of its size; its Python is
-gone through once. There is one for each number of parts of the context, width of block tables and shape of tiles.
+MLX runs it, and so a step goes on with what else MLX has to do: logprobs, penalties, weights of a form that
+`decode_steps` has no kernel for. What changes from step to step comes through the mailbox, so a graph is good for any
+batch of its size; its Python is gone through once. There is one for each number of parts of the context, width of
+block tables and shape of tiles.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +13,9 @@ import mlx.core as mx
 
 from engine.batch import Batch
 from engine.cache import KVCache
-from engine.kernels.cuda.adapters import RowsOnDevice, StackOnDevice, plan_tiles
-from engine.kernels.cuda.attention import Attention
-from engine.kernels.cuda.halves import OUTPUT, PRODUCTS, QKV, Halves
+from engine.kernels.cuda.adapters import OUTPUT, PRODUCTS, QKV, RowsOnDevice, StackOnDevice, plan_tiles
+from engine.kernels.cuda.attention import Attention, Staged
+from engine.kernels.cuda.halves import Halves
 from engine.kernels.cuda.mailbox import Mailbox
 from engine.lora import LoraRows
 
@@ -35,6 +37,11 @@ class DecodeGraphs:
         """Whether there is a kernel for every product."""
         return all(len(layer.products) == 4 for layer in self.layers)
 
+    @property
+    def has_late_biases(self) -> bool:
+        """Whether a product adds a bias to what it adds already, which takes an operation of MLX's."""
+        return any(part.operands.bias is not None for it in self.layers for part in (it.output, it.down) if part)
+
     def forget_adapters(self) -> None:
         """Their arrays are part of the graphs; new ones need new graphs."""
         self._graphs = {key: graph for key, graph in self._graphs.items() if key[-1] is None}
@@ -44,7 +51,7 @@ class DecodeGraphs:
     ) -> mx.array:
         attention = self.attention
         parts = attention.num_parts(batch.num_decode_rows, batch.max_decode_context)
-        letters, width = [attention.send(batch)], attention.table_width(batch)
+        letters, width = [attention.send(batch)], attention.table_width(batch.numbers)
         shape: tuple[int, ...] | None = None
         if lora is not None:
             tiles = plan_tiles(lora.numbers)
@@ -67,26 +74,37 @@ class DecodeGraphs:
             staged = attention.stage(letters[0], rows, (rows, width))
             tiles = None if shape is None else self.mailbox.receive(letters[1], shape)
             tiled = None if adapters is None or tiles is None else RowsOnDevice(adapters, tiles)
-            for halves, cached_keys, cached_values in zip(layers, keys, values, strict=True):
-                qkv, output, gate_up = halves.qkv, halves.output, halves.gate_up
-                assert qkv and output and gate_up
-                give, after = output.layout(rows), output.operands.weights[0]
-                y = attention.decode(
-                    qkv(x, adapted=halves.adapted(tiled, QKV)),
-                    halves.norms,
-                    cached_keys,
-                    cached_values,
-                    staged,
-                    rows,
-                    parts,
-                    give,
-                    after,
-                )
-                after, adapted = gate_up.operands.weights[0], halves.adapted(tiled, OUTPUT)
-                x = output(y, x, is_laid_out=True, after=after, adapted=adapted)
-                following = layers[halves.index + 1].qkv if halves.index + 1 < len(layers) else None
-                x = halves.feed_forward(x, tiled, following.operands.weights[0] if following else None)
-            return x
+            return decode_layers(x, attention, layers, staged, tiled, parts, keys, values)
 
         compiled: Graph = mx.compile(graph)
         return compiled
+
+
+def decode_layers(
+    x: mx.array,
+    attention: Attention,
+    layers: Sequence[Halves],
+    staged: Staged,
+    adapters: RowsOnDevice | None,
+    parts: int,
+    keys: Sequence[mx.array],
+    values: Sequence[mx.array],
+) -> mx.array:
+    """All layers' launches."""
+    rows = x.shape[0]
+    for halves, cached_keys, cached_values in zip(layers, keys, values, strict=True):
+        qkv, output = halves.qkv, halves.output
+        assert qkv and output
+        y = attention.decode(
+            qkv(x, adapted=halves.adapted(adapters, QKV)),
+            halves.norms,
+            cached_keys,
+            cached_values,
+            staged,
+            rows,
+            parts,
+            output.layout(rows),
+        )
+        x = output(y, x, is_laid_out=True, adapted=halves.adapted(adapters, OUTPUT))
+        x = halves.feed_forward(x, adapters)
+    return x

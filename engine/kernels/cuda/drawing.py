@@ -17,13 +17,18 @@ class Drawing:
 
     def draw(self, logits: mx.array, knobs: NDArray[np.float32], is_greedy: bool, is_filtered: bool) -> mx.array:
         """(R,) int32, of logits (R, V), V a multiple of 4."""
-        rows, size = logits.shape
-        launcher = self.launcher(is_greedy, is_filtered and not is_greedy)
+        rows = logits.shape[0]
         reply, slot = self.mailbox.expect(rows)
         letter = reply if is_greedy else self.mailbox.send([np.ascontiguousarray(knobs, np.float32).view(np.int32)])
-        tokens = launcher([logits, letter, reply], (rows, 1, 1), [(rows,)], [mx.int32], size=size)[0]
-        self.mailbox.note(tokens, slot)
+        tokens = self.put(logits, letter, reply, is_greedy, is_filtered)
+        self.mailbox.note(tokens, slot, rows)
         return tokens
+
+    def put(self, logits: mx.array, letter: mx.array, reply: mx.array, is_greedy: bool, is_filtered: bool) -> mx.array:
+        """The launch: settings are in the letter, tokens go to the reply as well."""
+        rows, size = logits.shape
+        launcher = self.launcher(is_greedy, is_filtered and not is_greedy)
+        return launcher([logits, letter, reply], (rows, 1, 1), [(rows,)], [mx.int32], size=size)[0]
 
     def launcher(self, is_greedy: bool, is_filtered: bool) -> Launcher:
         found = self._launchers.get((is_greedy, is_filtered))

@@ -5,9 +5,8 @@ import mlx.core as mx
 from engine.kernels.cuda.adapters import Adapted
 from engine.kernels.cuda.layout import ROW_BY_ROW
 from engine.kernels.cuda.low_rank import NAMES, Shrinking
-from engine.kernels.cuda.operands import AHEAD_BYTES, MULTIPROCESSORS, SHARED_BYTES, Operands
+from engine.kernels.cuda.operands import MULTIPROCESSORS, SHARED_BYTES, Operands
 from engine.kernels.cuda.source import Launcher
-from engine.quantized import QuantizedTensor
 
 MOST_ROWS = 8
 REGISTERS = 84  # of a thread, as the compiler is told by the number of blocks
@@ -19,22 +18,20 @@ def multiply_few(
     rows: int,
     added: mx.array | None,
     at: mx.array | None = None,
-    after: QuantizedTensor | None = None,
     adapted: Adapted | None = None,
 ) -> mx.array:
-    """Rows of x, or its rows `at`; `after` are weights that are needed next."""
+    """Rows of x, or its rows `at`."""
     at_most = 1 << (rows - 1).bit_length()
     if adapted is not None and rows > 1:
         at_most = MOST_ROWS  # one kernel for all of these: fewer to compile
     plan = Plan(operands, at_most, 0 if adapted is None else adapted.pairs.rank)
     kind, extra = operands.added(added)
-    ahead = 0 if after is None else min(AHEAD_BYTES, after.nbytes)
-    key = (operands.form, "few", plan.rows, kind, at is not None, ahead, plan.rank)
+    key = (operands.form, "few", plan.rows, kind, at is not None, plan.rank)
     launcher = operands.launchers.get(key)
     if launcher is None:
-        launcher = operands.launchers[key] = plan.launcher(kind, at is not None, ahead)
+        launcher = operands.launchers[key] = plan.launcher(kind, at is not None)
     inputs = [x, *operands.arrays]
-    inputs += [array for array in (operands.norm, extra, at, after) if array is not None]
+    inputs += [array for array in (operands.norm, extra, at) if array is not None]
     tiles = operands.width // 16
     waves = -(-tiles // (MULTIPROCESSORS * launcher.blocks))
     blocks, numbers = -(-tiles // waves), {"rows": rows}
@@ -76,12 +73,12 @@ class Plan:
     def ring(self) -> tuple[int, int]:
         """Halves of weights on their way for each warp, as most blocks fit on a multiprocessor; and shared memory."""
         inner, is_gated = self.operands.inner, self.operands.is_gated
-        scales = 2 * 32 * (2048 // self.bits) // self.group * 2
+        scales = 32 * (2048 // self.bits) // self.group * 2
         rest = (self.rows * inner * 2 if self.is_staged else 0) + (inner * self.bits // 16 if self.is_grouped else 0)
         if self.rank:  # what adapters make of the rows, and 512 for who they are
             rest += self.rank * self.rows * 4 * (2 if is_gated else 1) + 512
-        each = 512 * (2 if is_gated else 1) + 32 + scales
-        sizes = {ring: rest + self.warps * (each + ring * 2048) for ring in (2, 3, 4)}
+        each = 512 * (2 if is_gated else 1) + 32
+        sizes = {ring: rest + self.warps * (each + ring * 2048 + (ring // 2 + 1) * scales) for ring in (2, 3, 4)}
         best = max(sizes, key=lambda ring: (self.blocks(sizes[ring]), ring))
         return best, sizes[best]
 
@@ -92,10 +89,10 @@ class Plan:
     def shrinking(self) -> Shrinking:
         return Shrinking(self.operands, self.rank, ROW_BY_ROW, self.operands.norm is not None, self.warps, 4)
 
-    def launcher(self, kind: int, is_gathered: bool, ahead: int) -> Launcher:
+    def launcher(self, kind: int, is_gathered: bool) -> Launcher:
         operands = self.operands
         ring, shared = self.ring()
-        optional = {"norm": operands.norm is not None, "added": bool(kind), "at": is_gathered, "after": bool(ahead)}
+        optional = {"norm": operands.norm is not None, "added": bool(kind), "at": is_gathered}
         names = ["x", *operands.names, *(name for name, is_there in optional.items() if is_there)]
         constants = {
             **operands.constants,
@@ -106,7 +103,6 @@ class Plan:
             "GROUPED": self.is_grouped,
             "ADDED": kind,
             "GATHERED": is_gathered,
-            "AFTER": ahead,
             "RING": ring,
         }
         prelude = operands.absent(names) + "constexpr int num_shrinking = 0;\n"

@@ -4,15 +4,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from engine.kernels.cuda.adapters import Adapted, RowsOnDevice
+from engine.kernels.cuda.adapters import DOWN, GATE_UP, OUTPUT, QKV, Adapted, RowsOnDevice
 from engine.kernels.cuda.matrices import Matrices, can_multiply
 from engine.kernels.cuda.operands import Operands
 from engine.kernels.cuda.source import Launcher
 from engine.quantized import QuantizedTensor
 from engine.weights import Layer, Linear
-
-QKV, OUTPUT, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)
-PRODUCTS = (QKV, OUTPUT, GATE_UP, DOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +31,11 @@ class Halves:
     def adapted(self, adapters: RowsOnDevice | None, names: tuple[str, ...]) -> Adapted | None:
         return None if adapters is None else adapters.of(self.index, names)
 
-    def feed_forward(
-        self, x: mx.array, adapters: RowsOnDevice | None, following: QuantizedTensor | None = None
-    ) -> mx.array:
-        """x + down(silu(gate(norm(x))) * up(norm(x))); `following` are weights that are needed next."""
+    def feed_forward(self, x: mx.array, adapters: RowsOnDevice | None) -> mx.array:
+        """x + down(silu(gate(norm(x))) * up(norm(x)))."""
         assert self.gate_up and self.down
-        layout, after = self.down.layout(x.shape[0]), self.down.operands.weights[0]
-        inner = self.gate_up(x, give=layout, after=after, adapted=self.adapted(adapters, GATE_UP))
-        return self.down(inner, x, is_laid_out=True, after=following, adapted=self.adapted(adapters, DOWN))
+        inner = self.gate_up(x, give=self.down.layout(x.shape[0]), adapted=self.adapted(adapters, GATE_UP))
+        return self.down(inner, x, is_laid_out=True, adapted=self.adapted(adapters, DOWN))
 
 
 def halves_of(layer: Layer, index: int, eps: float, launchers: dict[object, Launcher], dense_from: int) -> Halves:

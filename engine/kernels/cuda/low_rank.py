@@ -72,7 +72,8 @@ class Shrinking:
         """What the blocks of a launch do that are not the product's: those to which `index` gives a number."""
         return (
             f"const int num_shrinking = num_tiles * MODULES * SPANS, shrinking = {index};\n"
-            f"if (shrinking >= 0) {{\nif (shrinking < num_shrinking) {{\n{text('shrink')}\n{then}\n}}\nreturn;\n}}\n"
+            f"if (shrinking >= 0) {{\nfollow();\n"
+            f"if (shrinking < num_shrinking) {{\n{text('shrink')}\n{then}\n}}\nreturn;\n}}\n"
         )
 
 

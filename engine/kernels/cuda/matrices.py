@@ -59,14 +59,13 @@ class Matrices:
         *,
         is_laid_out: bool = False,
         give: Layout = ROW_BY_ROW,
-        after: QuantizedTensor | None = None,
         adapted: Adapted | None = None,
     ) -> mx.array:
         """The product of (T, in), or of its rows `at`, and what `adapted` makes of these; `added` is (T, out), the
         residual for one.
 
         `is_laid_out`: x lies as `layout()` says, and `added` tells the number of rows; `give`: how the result shall
-        lie, if gated; `after`: weights that are needed next.
+        lie, if gated.
         """
         like = at if at is not None else added if is_laid_out and added is not None else x
         rows = like.shape[0]
@@ -74,7 +73,7 @@ class Matrices:
             layout = self.layout(rows) if is_laid_out else ROW_BY_ROW
             added, adapted = low_rank.add_apart(self.operands, adapted, x, rows, added, layout), None
         if rows <= few.MOST_ROWS:
-            return few.multiply_few(self.operands, x, rows, added, at, after, adapted)
+            return few.multiply_few(self.operands, x, rows, added, at, adapted)
         if rows < self.dense_from:
             x = x if is_laid_out else tiles.arrange(self.operands, x, rows, at)
             return tiles.multiply_tiles(self.operands, x, rows, added, give, adapted)

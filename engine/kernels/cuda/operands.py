@@ -11,7 +11,6 @@ from engine.quantized import QuantizedTensor
 
 MULTIPROCESSORS = 132
 SHARED_BYTES = 227 * 1024  # of a multiprocessor, for all its blocks; each takes 1024 more than it asks for
-AHEAD_BYTES = 12 << 20  # of the next kernel's weights, brought to L2
 
 
 @dataclass(eq=False)
@@ -83,7 +82,7 @@ class Operands:
     def absent(self, names: Sequence[str]) -> str:
         """Declarations of the inputs that a kernel does without."""
         aliases = [f"#define {kind}{i} {kind}0\n" for i in range(len(self.weights), 3) for kind in "wsb"]
-        return "".join(aliases) + without(names, "norm", "added", "after", "at")
+        return "".join(aliases) + without(names, "norm", "added", "at")
 
 
 def without(names: Sequence[str], *optional: str) -> str:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from typing import ClassVar, Protocol
 
 import mlx.core as mx
 
@@ -43,8 +44,25 @@ def wgmma(columns: int) -> str:
     )
 
 
+class Recorder(Protocol):
+    """Who writes launches down instead of having MLX carry them out."""
+
+    def record(
+        self,
+        launcher: "Launcher",
+        inputs: Sequence[mx.array],
+        grid: tuple[int, int, int],
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[mx.Dtype],
+        numbers: Mapping[str, int],
+    ) -> list[mx.array]:
+        """What stands for the outputs."""
+
+
 class Launcher:
     """One kernel with its constants, of which `blocks` fit on a multiprocessor; called with a grid in blocks."""
+
+    recorder: ClassVar[Recorder | None] = None  # whose turn it is, in place of MLX
 
     def __init__(
         self,
@@ -65,7 +83,9 @@ class Launcher:
         self.threads, self.blocks, self.shared_memory = threads, blocks, shared_memory
         self.header = defines + text("common", *headers)
         numbers = "".join(f"constexpr auto {key} = {str(value).lower()};\n" for key, value in constants.items())
-        self.body = numbers + prelude + text(name)
+        follow = "" if "follow();" in text(name) else "follow();\n"  # at once, where a kernel does not say when
+        self.body = numbers + follow + prelude + text(name)
+        self._machine: tuple[str, bytes] | None = None
         self._code: tuple[str, bytes] | None = None
 
     def __call__(
@@ -77,8 +97,11 @@ class Launcher:
         **numbers: int,
     ) -> list[mx.array]:
         """`numbers` are whatever else the kernel reads, by the names that it has for them."""
+        if Launcher.recorder is not None:
+            return Launcher.recorder.record(self, inputs, grid, shapes, dtypes, numbers)
         if self._code is None:
-            self._code = self.compile([array.dtype for array in inputs], dtypes, numbers)
+            name, machine = self.machine([array.dtype for array in inputs], dtypes, numbers)
+            self._code = name, self.shown(name, machine, [array.dtype for array in inputs], dtypes, numbers)
         name, code = self._code
         return self.launch(name, code, inputs, grid, shapes, dtypes, [*numbers.values(), 0])
 
@@ -105,10 +128,17 @@ class Launcher:
             ensure_row_contiguous=True,
         )
 
+    def machine(
+        self, inputs: Sequence[mx.Dtype], outputs: Sequence[mx.Dtype], numbers: Mapping[str, int]
+    ) -> tuple[str, bytes]:
+        """The kernel's name, which tells it from all others, and its code."""
+        if self._machine is None:
+            self._machine = self.compile(inputs, outputs, numbers)
+        return self._machine
+
     def compile(
         self, inputs: Sequence[mx.Dtype], outputs: Sequence[mx.Dtype], numbers: Mapping[str, int]
     ) -> tuple[str, bytes]:
-        """The kernel's name, which tells it from all others in MLX's table, and its code, or the word for it."""
         arguments = [f"const {TYPES[dtype]}* {name}" for name, dtype in zip(self.inputs, inputs, strict=True)]
         arguments += [f"{TYPES[dtype]}* {name}" for name, dtype in zip(self.outputs, outputs, strict=True)]
         arguments += [f"int {name}" for name in (*numbers, "is_rehearsal")]
@@ -116,9 +146,19 @@ class Launcher:
         rest = f"({', '.join(arguments)}) {{\nif (is_rehearsal) return;\n{self.body}\n}}\n"
         digest = hashlib.sha256((self.header + bounds + rest).encode()).hexdigest()[:16]
         name = f"genserve_{self.name}_{digest}"
-        code = machine_code(f'{self.header}\nextern "C" __global__ void {bounds} {name}{rest}')
+        return name, machine_code(f'{self.header}\nextern "C" __global__ void {bounds} {name}{rest}')
+
+    def shown(
+        self,
+        name: str,
+        code: bytes,
+        inputs: Sequence[mx.Dtype],
+        outputs: Sequence[mx.Dtype],
+        numbers: Mapping[str, int],
+    ) -> bytes:
+        """What MLX finds the kernel by: its code, or the word for it once MLX has seen the code."""
         if not shortcut.is_open():
-            return name, code
+            return code
         blanks, shapes = [mx.zeros(1, dtype) for dtype in inputs], [(1,)] * len(outputs)
         mx.eval(self.launch(name, code, blanks, (1, 1, 1), shapes, outputs, [*numbers.values(), 1]))  # MLX has seen it
-        return name, shortcut.word_for(code)
+        return shortcut.word_for(code)

@@ -4,7 +4,6 @@ Their rows are written to the cache's first block, which belongs to nobody.
 """
 
 from collections.abc import Iterator
-from itertools import product
 
 import mlx.core as mx
 import numpy as np
@@ -74,15 +73,12 @@ def compile_addresses() -> None:
 
 def compile_products(halves: Halves, rows: int, ranks: tuple[int, ...]) -> None:
     """The products of a layer for so many rows, with adapters of some ranks and without: built, never computed."""
-    products = halves.products
-    for matrices, following in zip(products, [*products[1:], *products[:1]], strict=True):
+    for matrices in halves.products:
         operands = matrices.operands
         is_last = operands.norm is None  # of its half: rows come laid out, and a residual is added
         layout = matrices.layout(rows) if is_last else ROW_BY_ROW
         give = halves.down.layout(rows) if operands.is_gated and halves.down else ROW_BY_ROW
         x = mx.zeros(layout.shape(rows, operands.inner), mx.bfloat16)
         added = mx.zeros((rows, operands.sum_width), mx.bfloat16) if is_last else None
-        next_one = following.operands.weights[0]
-        afters = (None,) if matrices is halves.qkv else (next_one, None) if matrices is halves.down else (next_one,)
-        for adapted, after in product((None, *(blank(operands, rank) for rank in ranks)), afters):
-            matrices(x, added, is_laid_out=is_last, give=give, after=after, adapted=adapted)
+        for adapted in (None, *(blank(operands, rank) for rank in ranks)):
+            matrices(x, added, is_laid_out=is_last, give=give, adapted=adapted)

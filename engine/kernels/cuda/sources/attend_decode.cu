@@ -63,11 +63,6 @@ if (owns && warp == WARPS - 1) {
   __threadfence();
   asm volatile("fence.proxy.async;" ::: "memory");
 }
-if (AFTER > 0 && threadIdx.x == 0) {  // the next kernel's weights, into L2
-  const size_t share = (size_t)AFTER / (gridDim.x * gridDim.y * gridDim.z) / 16 * 16;
-  const size_t at = ((size_t)row * KV + head) * splits + split;
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)after + at * share), "r"((u32)share));
-}
 __syncthreads();
 if (late >= 0) fetch(late);
 u32 q[D / 32][4];

@@ -76,6 +76,13 @@ __device__ __forceinline__ void make_barriers(u32 at, int count) {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// Launches of a graph overlap: until here a kernel may read what no launch writes; now those before it have ended, and the
+// next one may get ready.
+__device__ __forceinline__ void follow() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 // Until so many others have added themselves, each after its writes.
 __device__ __forceinline__ void await_count(const int* counter, int wanted) {
   int seen;

@@ -1,5 +1,5 @@
-// Rows of a quantized embedding, one block a token, eight columns a thread.
-const size_t token = tokens[blockIdx.x];
+// Rows of a quantized embedding, one block a token, eight columns a thread. `at`: which of the tokens, if not all of them.
+const size_t token = tokens[GATHERED ? at[blockIdx.x] : blockIdx.x];
 for (int k = threadIdx.x; k < K / 8; k += blockDim.x) {
   const float s = wide(((const unsigned short*)s0)[token * (K / GROUP) + k * 8 / GROUP]);
   const float b = wide(((const unsigned short*)b0)[token * (K / GROUP) + k * 8 / GROUP]);

@@ -19,8 +19,10 @@ float* totals = (float*)(shared + (STAGED ? ROWS * K * 2 : 0));  // (K / BLOCK, 
 float* reduced = totals + (GROUPED ? K / BLOCK * 8 : 0);
 float* squares = reduced + WARPS * MATS * 128;
 
-// Weights come by halves of a super-block, each lane its own, RING - 1 ahead; a super-block's scales with its first half.
-constexpr int HALF = 2048, SCALE_BYTES = SUPER / GROUP * 2, RING_BYTES = RING * HALF + 2 * 32 * SCALE_BYTES;
+// Weights come by halves of a super-block, each lane its own, RING - 1 ahead; a super-block's scales with its first half,
+// into one of as many places as are read and on their way together.
+constexpr int HALF = 2048, SCALE_BYTES = SUPER / GROUP * 2, PLACES = RING / 2 + 1;
+constexpr int RING_BYTES = RING * HALF + PLACES * 32 * SCALE_BYTES;
 #if ADAPTED
 float* scaled = squares + WARPS * 8;  // (MATS, RANK, ROWS)
 char* ring = (char*)(scaled + MATS * RANK * ROWS) + warp * RING_BYTES;
@@ -50,7 +52,7 @@ auto fetch = [&](int n) {  // the n-th half of this warp
 #pragma unroll
       for (int i = 0; i < SCALE_BYTES; i += 16)
         copy_async<(SCALE_BYTES < 16 ? SCALE_BYTES : 16)>(
-            ring_at + RING * HALF + (n / 2 % 2 * 32 + lane) * SCALE_BYTES + i, from + i);
+            ring_at + RING * HALF + (n / 2 % PLACES * 32 + lane) * SCALE_BYTES + i, from + i);
     }
   }
   commit_copies();
@@ -63,6 +65,7 @@ auto match = [](uint4 v) -> uint4 {
 };
 #pragma unroll
 for (int n = 0; n < RING - 1; n++) fetch(n);
+follow();
 #if ADAPTED
 __shared__ int place_of[8];  // of a row, among those of the tiles
 __shared__ int4 slot_of[MODULES * 8];
@@ -95,7 +98,7 @@ if constexpr (STAGED) {
     const int o = k % OCT, tt = (k / OCT) % 4, block = k / (4 * OCT);
 #pragma unroll
     for (int n = 0; n < ROWS; n++)
-      v[n] = n < rows ? __ldg((const uint4*)x + (size_t)(GATHERED ? at[n] : n) * (K / 8) + k) : make_uint4(0, 0, 0, 0);
+      v[n] = n < rows ? load16((const uint4*)x + (size_t)(GATHERED ? at[n] : n) * (K / 8) + k) : make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int n = 0; n < ROWS; n++) {
       if constexpr (NORM) {
@@ -130,17 +133,13 @@ auto activations = [&](int super, int i, int o) -> uint4 {
   if constexpr (STAGED) {
     if (loads) v = staged[(((super * 4 + i) * OCT + o) * ROWS + token) * 4 + t];
   } else {
-    if (loads) v = match(__ldg((const uint4*)x + ((size_t)token * K + super * SUPER + i * BLOCK + t * RUN) / 8 + o));
+    if (loads) v = match(load16((const uint4*)x + ((size_t)token * K + super * SUPER + i * BLOCK + t * RUN) / 8 + o));
   }
   return v;
 };
 int n = 0;
 for (int tile = block; tile < TILES; tile += blocks) {
   float acc[MATS][4] = {};
-  if (AFTER > 0 && threadIdx.x == 0 && tile + blocks >= TILES) {  // the next kernel's weights, into L2
-    const size_t share = (size_t)AFTER / blocks / 16 * 16;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)after + block * share), "r"((u32)share));
-  }
 #pragma unroll
   for (int m = 0; m < MATS; m++) {
     float* sum = acc[m];
@@ -151,7 +150,7 @@ for (int tile = block; tile < TILES; tile += blocks) {
       fetch(n + RING - 1);
       const int super = warp * PER_WARP + part / 2;
       const char* w = ring + n % RING * HALF + lane * 16;
-      const char* s = ring + RING * HALF + n / 2 % 2 * 32 * SCALE_BYTES;
+      const char* s = ring + RING * HALF + n / 2 % PLACES * 32 * SCALE_BYTES;
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int i = part % 2 * 2 + h, group = (i * BLOCK + t * RUN) / GROUP;

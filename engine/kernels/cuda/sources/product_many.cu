@@ -84,6 +84,7 @@ float acc[2][TOKENS / 2];
 #pragma unroll
 for (int i = 0; i < TOKENS / 2; i++) acc[0][i] = acc[1][i] = 0.f;
 if (begin < end) fetch_weights(begin);
+follow();
 if (threadIdx.x == 0)
   for (int i = begin; i < min(begin + STAGES - 1, end); i++) fetch_rows(i);
 #pragma unroll 1

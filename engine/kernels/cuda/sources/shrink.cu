@@ -4,7 +4,7 @@
 // the span's sum of squares behind the RANK sums. `tiles`: (adapter or -1, count, rows); `table`: where each module's
 // left and right matrices and slots (first rank row, rank, scale) are. This is the `shrinking`-th block of its kind,
 // APART in a launch that gives `lows`, or among those of the product that x is for, with a place of their own for
-// them. Meanwhile the right matrices, which are needed next, come to L2.
+// them.
 constexpr int SPAN = K / SPANS, SHARE = SPAN / SHRINK_WARPS, STRIDE = MODULES * (RANK + 4);
 const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
 const int tile = shrinking % num_tiles, module = shrinking / num_tiles % MODULES, span = shrinking / num_tiles / MODULES;
@@ -14,12 +14,6 @@ float* squares = scratch + SHRINK_WARPS * RANK * 8;
 const int4 slot = adapter < 0 || !(present >> module & 1) ? make_int4(0, 0, 0, 0) : ((const int4*)table[module * 3 + 2])[adapter];
 if (slot.y > 0 && count > 0) {
   const bf16* left = (const bf16*)table[module * 3] + (size_t)slot.x * K;
-  if (threadIdx.x == 0) {
-    const int width = module == 0 ? N0 : module == 1 ? N1 : N2;
-    const bf16* right = (const bf16*)table[module * 3 + 1] + (size_t)slot.x * width;
-    const u32 bytes = slot.y * width * 2 / SPANS / 16 * 16;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)right + (size_t)span * bytes), "r"(bytes));
-  }
   const int row = tiles[tile * 10 + 2 + g];
   constexpr int STEPS = SHARE / 32, MOST = RANK == 16 ? AHEAD : RANK == 32 ? 2 : 1;
   constexpr int HALF_MOST = MOST > 1 ? MOST / 2 : 1;
