@@ -78,7 +78,7 @@ class Ledger:
             return None
         if deadline is not None and deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request came", "deadline")
-        self.load.check(request.cost, now, deadline)
+        self.load.check(request.cost, len(self.entries) - len(self._finished), now, deadline)
         record = Accepted(now, pack_request(request), body, deadline, lease_seconds)
         self._accepted(record, request)
         return record
@@ -272,8 +272,9 @@ class Ledger:
 
     def _progress(self, entry: Entry, event: Event) -> int:
         """It got further: what killed a model server before was not it. The tokens of work that this was."""
+        found = 0
         if isinstance(event, Started):
-            done = len(entry.request.prompt)
+            done, found = len(entry.request.prompt), event.cached_tokens
         elif isinstance(event, TokenEvent):
             done, entry.crashes, entry.crashes_alone, entry.is_alone = 1, 0, 0, False
             self.counts["tokens"] += 1
@@ -282,7 +283,7 @@ class Ledger:
         done = min(done, entry.owed)
         entry.owed -= done
         self.load.owed_tokens -= done
-        return done
+        return max(0, done - found)  # what was in the cache was no work
 
     def _crashed(self, record: Crashed) -> None:
         board = self.boards.pop(record.epoch, None)

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from actors.refusals import Overloaded
 
 WINDOW_SECONDS = 5.0
-# What is promised a deadline leaves a third of its time free: those accepted share the batch and end together, so where
-# the promise is exact, the first disturbance makes all of them late.
-MARGIN = 1.5
+MARGIN = 1.25  # a promise that is exact is broken by the first disturbance
 
 
 @dataclass(slots=True)
@@ -41,8 +39,12 @@ class Load:
     owed_tokens: int = 0
     pace: Pace = field(default_factory=Pace)
 
-    def check(self, cost: int, now: float, deadline: float | None) -> None:
-        """Refuse what is too much, and what could only be late."""
+    def check(self, cost: int, num_living: int, now: float, deadline: float | None) -> None:
+        """Refuse what is too much, and what would be late.
+
+        Who is in the batch shares it with all others there, also with those that come later and take the place of who
+        leaves. So a request takes as long as if all had as much to do as it has, or until all is done that is owed now.
+        """
         excess = self.owed_tokens + cost - self.max_tokens
         if excess > 0 and self.owed_tokens:
             raise Overloaded(
@@ -53,11 +55,12 @@ class Load:
         rate = self.pace.rate()
         if deadline is None or rate is None or not self.owed_tokens:
             return
-        late = now + MARGIN * (self.owed_tokens + cost) / rate - deadline
+        work = MARGIN * max(self.owed_tokens + cost, cost * (num_living + 1))
+        late = now + work / rate - deadline
         if late > 0:
             raise Overloaded(
                 f"the work before it would make this request late: {deadline - now:.1f} s are left",
-                retry_after_seconds=self.seconds_for(math.ceil(late * rate / MARGIN)),
+                retry_after_seconds=self.seconds_for(math.ceil(late * rate)),
             )
 
     def seconds_for(self, num_tokens: int) -> float:

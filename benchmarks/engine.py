@@ -26,6 +26,7 @@ from engine.config import ModelConfig
 from engine.engine import Engine
 from engine.kernels.choose import choose
 from engine.kernels.portable import one_by_one
+from engine.kernels.table import DecodeStep
 from engine.lora import LoraRows
 from engine.options import CacheDtype, EngineOptions
 from engine.request import Request, Sampling
@@ -70,6 +71,9 @@ class StubKernels:
 
     def draw(self, logits: mx.array, knobs: NDArray[np.float32], *, is_greedy: bool, is_filtered: bool) -> mx.array:
         return self.tokens if len(knobs) == self.tokens.size else mx.zeros(len(knobs), mx.int32)
+
+    def decode(self, weights: Weights, cache: KVCache, step: DecodeStep) -> None:
+        pass
 
     def read(self, tokens: mx.array) -> list[int]:
         return np.array(tokens).tolist()

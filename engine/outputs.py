@@ -17,6 +17,8 @@ from engine.scheduler import PlannedChunk
 from engine.sequence import Sequence
 
 Fork = Callable[[Sequence, int], Sequence]
+Settings = tuple[NDArray[np.float32], bool, bool]
+"""Of draws: what each wants, (draws, 5), whether all are greedy, and whether some have a top_k or top_p."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,7 @@ class Outputs:
         wanted = ((draw, sequence.request.sampling.logprobs) for draw, sequence in enumerate(self.sampled))
         return [(draw, count) for draw, count in wanted if count is not None]
 
-    def knobs(self, rows: Rows) -> tuple[NDArray[np.float32], bool, bool]:
-        """The draws' settings, (draws, 5), whether all are greedy, and whether some have a top_k or top_p."""
+    def knobs(self, rows: Rows) -> Settings:
         count, others = len(self.decoding), (*self.starting, *self.replayed)
         knobs = np.zeros((count + len(others), 5), np.float32)
         knobs[:count] = rows.knobs[:count]

@@ -19,7 +19,7 @@ from engine.event import TokenLogprob
 from engine.kernels.table import DecodeStep, Kernels, Tokens
 from engine.logprobs import Scores, score
 from engine.lora import AdapterStack, LoraRows
-from engine.outputs import Outputs
+from engine.outputs import Outputs, Settings
 from engine.rows import Rows
 from engine.scheduler import PlannedChunk
 from engine.weights import Weights
@@ -77,8 +77,10 @@ class Runner:
         numbers, placed = self.numbers(rows, chunks, outputs)
         adapter_of = numbers.adapter_of
         lora = None if adapter_of is None or stack is None else LoraRows(stack, adapter_of)
+        settings = outputs.knobs(rows)
         if not chunks and not rows.num_special:
-            drawn = self.kernels.decode(self.weights, self.cache, self.decode_step(rows, numbers, outputs, lora))
+            step = DecodeStep(numbers, self._previous, rows.sources[: len(rows)], lora, *settings)
+            drawn = self.kernels.decode(self.weights, self.cache, step)
             if drawn is not None:
                 self._previous = drawn
                 return Launched(chunks, outputs, drawn, None, self.kernels)
@@ -90,7 +92,7 @@ class Runner:
             mx.async_eval(self.cache.arrays())
             return Launched(chunks, outputs, None, None, self.kernels)
         logits = head(self.weights, self.kernels, x, batch)
-        tokens = self.draw(logits, batch, rows, outputs)
+        tokens = self.draw(logits, batch, rows, outputs, settings)
         scores = self.score(logits, tokens, outputs)
         mx.async_eval([tokens] if scores is None else [tokens, *scores.arrays()])
         self._previous = tokens
@@ -100,10 +102,6 @@ class Runner:
         """Wait for a step that MLX knows nothing of: what comes next is MLX's."""
         if not isinstance(self._previous, mx.array):
             self._previous = self._previous.array()
-
-    def decode_step(self, rows: Rows, numbers: Numbers, outputs: Outputs, lora: LoraRows | None) -> DecodeStep:
-        knobs, is_greedy, is_filtered = outputs.knobs(rows)
-        return DecodeStep(numbers, self._previous, rows.sources[: len(rows)], lora, knobs, is_greedy, is_filtered)
 
     def numbers(
         self, rows: Rows, chunks: tuple[PlannedChunk, ...], outputs: Outputs
@@ -163,8 +161,8 @@ class Runner:
             tables[line, : len(blocks)] = blocks
         return tables
 
-    def draw(self, logits: mx.array, batch: Batch, rows: Rows, outputs: Outputs) -> mx.array:
-        """One token for each draw."""
+    def draw(self, logits: mx.array, batch: Batch, rows: Rows, outputs: Outputs, settings: Settings) -> mx.array:
+        """One token for each draw, by these settings."""
         if not outputs.num_draws:
             return mx.array(NO_TOKENS)
         if outputs.prompts:
@@ -172,7 +170,7 @@ class Runner:
         wishes = outputs.adjustments(rows)
         if wishes:
             logits = adjust(logits, wishes, batch.tokens)
-        knobs, is_greedy, is_filtered = outputs.knobs(rows)
+        knobs, is_greedy, is_filtered = settings
         return self.kernels.draw(logits, knobs, is_greedy=is_greedy, is_filtered=is_filtered)
 
     def score(self, logits: mx.array, tokens: mx.array, outputs: Outputs) -> Scores | None:
