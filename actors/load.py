@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from actors.refusals import Overloaded
 
 WINDOW_SECONDS = 5.0
-MARGIN = 1.25  # a promise that is exact is broken by the first disturbance
+MARGIN = 1.1  # a promise that is exact is broken by the first disturbance
 
 
 @dataclass(slots=True)
