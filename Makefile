@@ -10,9 +10,9 @@ BACKEND := $(if $(filter Linux,$(shell uname -s)),$(if $(wildcard /proc/driver/n
 post: $(VENV)/installed
 	@$(BIN)/genserve post 3
 
-# Three workers: what starts processes on Ray waits a lot, and the rest of the files go beside it (tests/conftest.py).
+# Two workers: what starts processes on Ray waits a lot, and the rest of the files go beside it (tests/conftest.py).
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

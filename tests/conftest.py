@@ -21,29 +21,25 @@ settings.load_profile("genserve")
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# In this order. The first looks at all Rays of this machine and wants to find its own alone, then come those that share
-# the Ray of this process. What computes much goes beside it, and after that what shares a cluster.
-ON_RAY = ("test_serve_system", "test_process", "test_crash", "test_http_actors")
-BESIDE = ("test_decoder", "test_engine", "test_smollm2", "test_memory", "test_scheduler")
-ON_CLUSTER = ("test_batch_on_ray", "test_examples")
-FIRST = (*ON_RAY, *BESIDE, *ON_CLUSTER)
+# In this order, one after the other in one worker: the first looks at all Rays of this machine and wants to find its
+# own alone, then come those that share the Ray of this process, then those that share a cluster.
+ON_RAY = ("test_serve_system", "test_process", "test_crash", "test_http_actors", "test_examples", "test_batch_on_ray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits a lot begins early."""
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    """What waits a lot begins first."""
+    items.sort(key=lambda item: ON_RAY.index(item.path.stem) if item.path.stem in ON_RAY else len(ON_RAY))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where there are several workers: all on one Ray in one of them, likewise on a cluster, the rest file by file."""
+    """Where there are several workers: all that is on Ray in one of them, the rest beside it, a file at a time."""
     from xdist.scheduler import LoadFileScheduling
 
     class RayInOne(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            name = Path(file).stem
-            return "ray" if name in ON_RAY else "cluster" if name in ON_CLUSTER else file
+            return "ray" if Path(file).stem in ON_RAY else file
 
     return RayInOne(config, log)
 

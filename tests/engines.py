@@ -19,7 +19,7 @@ from engine.kernels.portable import PortableKernels
 from engine.kernels.table import Kernels
 from engine.lora import AdapterStack
 from engine.options import EngineOptions
-from engine.outputs import Outputs
+from engine.outputs import Outputs, Settings
 from engine.request import Request, Sampling
 from engine.rows import Rows
 from engine.scheduler import PlannedChunk
@@ -155,12 +155,12 @@ def record_logits(engine: Engine) -> LogitsLog:
     log: LogitsLog = {}
     original = engine.runner.draw
 
-    def draw(logits: mx.array, batch: Any, rows: Rows, outputs: Outputs) -> mx.array:
+    def draw(logits: mx.array, batch: Any, rows: Rows, outputs: Outputs, settings: Settings) -> mx.array:
         places = [(sequence, int(rows.generated[row])) for row, sequence in enumerate(outputs.decoding)]
         places += [(drawn.sequence, drawn.position) for drawn in outputs.starting]
         for line, (sequence, position) in enumerate(places):
             log[sequence.request.id, sequence.choice, position] = logits[line]
-        return original(logits, batch, rows, outputs)
+        return original(logits, batch, rows, outputs, settings)
 
     engine.runner.draw = draw  # type: ignore[method-assign]
     return log
