@@ -112,6 +112,7 @@ def disturbed(
         stdout=subprocess.PIPE,
     )
     assert killer.stdin is not None and killer.stdout is not None
+    assert killer.stdout.readline() == b"ready\n"
     batch = begin(cluster, source, output, model)
     try:
         for goal in goals:

@@ -1,15 +1,28 @@
-"""`python -m tests.killer ADDRESS`: for each line read, SIGKILL the model server of the system there, and say so."""
+"""`python -m tests.killer ADDRESS`: says "ready"; for each line read, SIGKILLs the model server there, and says so."""
 
 import sys
+import time
 
 from actors import chaos
 from actors.process import connect
 from actors.refusals import Unavailable
 
+PATIENCE_SECONDS = 10.0  # with one that is dead already, until the next one lives
+
+
+def kill() -> str:
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return chaos.kill("model")
+        except (Unavailable, ProcessLookupError, ValueError) as trouble:
+            if time.monotonic() > until:
+                return f"none: {trouble}"
+            time.sleep(0.05)
+
+
 if __name__ == "__main__":
     connect(sys.argv[1])
+    print("ready", flush=True)
     for _ in sys.stdin:
-        try:
-            print(chaos.kill("model"), flush=True)
-        except (Unavailable, ProcessLookupError, ValueError) as trouble:  # it is dead already
-            print(f"none: {trouble}", flush=True)
+        print(kill(), flush=True)
