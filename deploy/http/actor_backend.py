@@ -124,7 +124,7 @@ class ActorBackend:
         finally:
             stream.leave()
         usage, scores = ending_of(stream)
-        yield (*scores, *held, usage)
+        yield (*(scores if wants_scores else ()), *held, usage)  # who follows has read the prompt
 
     def _client(self, tenant: str) -> Client:
         if tenant not in self._clients:
