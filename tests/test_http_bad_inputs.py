@@ -187,7 +187,8 @@ def test_a_head_that_comes_too_slowly_is_refused_and_others_are_served(
     with socket.create_connection(("127.0.0.1", door.port), 5) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: loc")
         assert door.client.get("/health").status_code == 200
-        assert status_of(read_all(connection)) == 408
+        answer = read_all(connection)
+        assert status_of(answer) == 408 and b'"code": "request_timeout"' in answer
 
 
 def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,3 +631,10 @@ def test_float32_in_msgpack_is_a_number_like_any_other(door: Served) -> None:
     content = b"\x83" + msgpack.packb("prompt") + msgpack.packb("x") + msgpack.packb("temperature")
     content += b"\xca" + struct.pack(">f", 0.5) + msgpack.packb("max_tokens") + b"\x01"
     assert door.client.post(COMPLETE, content=content, headers=MSGPACK).status_code == 200
+
+
+def test_a_connection_too_many_is_told_to_come_back(door: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framing, "MAX_CONNECTIONS", 0)
+    with socket.create_connection(("127.0.0.1", door.port)) as connection:
+        answer = read_all(connection)
+    assert status_of(answer) == 503 and b'"code": "unavailable"' in answer and b"retry-after: 1" in answer

@@ -14,8 +14,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
-from deploy.http.errors import error_body
-from engine.refusal import BadRequest
+from actors.refusals import Unavailable
+from deploy.http.errors import TooLarge, TooSlow, error_body, headers_of
+from engine.refusal import BadRequest, Refusal
 
 MAX_HEAD_BYTES = 32 << 10
 MAX_HEADERS = 100
@@ -24,6 +25,7 @@ MIN_CHUNK_BYTES = 64
 HEAD_SECONDS = 10.0
 LINGER_SECONDS = 5.0  # in which the rest of a body that was refused may still come, unread
 MAX_CONNECTIONS = 4096
+REFUSALS: dict[int, type[Refusal]] = {408: TooSlow, 413: TooLarge, 431: TooLarge, 503: Unavailable}  # else BadRequest
 
 
 @dataclass(slots=True)
@@ -122,11 +124,13 @@ class StrictProtocol(H11Protocol):
             self.transport.close()
             return
         fault = self.conn.fault
-        body = json.dumps(error_body(BadRequest(fault.message))).encode()
+        refusal = REFUSALS.get(fault.status, BadRequest)(fault.message)
+        body = json.dumps(error_body(refusal)).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
+            *((name.encode(), value.encode()) for name, value in headers_of(refusal).items()),
         ]
         reason = STATUS_PHRASES.get(fault.status, b"")
         for event in (
