@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray import cloudpickle
-from ray._private import state, worker
+from ray._private import node, ray_constants, state, worker
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.experimental import internal_kv
 from ray.util import list_named_actors
@@ -43,7 +43,7 @@ from actors.exits import KILLED, NOPROC, Died, NoProc, Reason, StartFailed, Time
 from actors.host import Host, Packed
 from actors.loop import Loop
 from actors.node import enter, leave
-from actors.own_ray import LOOPBACK, let_workers_import_us, make_lean, make_reserve, stay_on_loopback
+from actors.own_ray import lean, let_workers_import_us, makes_places
 from actors.peer import Peer
 from actors.pid import From, Pid
 from actors.shared_table import SharedTable
@@ -53,6 +53,7 @@ NAMESPACE = "genserve"
 MAX_PENDING_CALLS = 10_000  # on one process, its monitors among them
 PING_SECONDS = 1.0
 KILL_SECONDS = 0.2
+LOOPBACK = ("127.", "localhost:", "[::1]:")
 DEAD = 4  # ActorTableData.ActorState of Ray's protocol
 UNREACHABLE_SECONDS = 0.1  # between two tries to watch a process that cannot be reached
 
@@ -69,13 +70,12 @@ def connect(address: str | None = None, *, include_dashboard: bool = False, **op
     settings: dict[str, Any] = {"log_to_driver": False, "namespace": NAMESPACE, "logging_level": "error", **options}
     if address is None:
         let_workers_import_us()
-        stay_on_loopback()
-        if not include_dashboard:
-            make_lean()
+        _stay_on_loopback()
         settings = {"include_dashboard": include_dashboard, **settings}
     elif address.startswith(LOOPBACK):
-        stay_on_loopback()
-    ray.init(address, **settings)
+        _stay_on_loopback()
+    with lean(node.Node) if address is None and not include_dashboard else nullcontext():
+        ray.init(address, **settings)
     worker.print_to_stdstream = _keep_quiet
     _outside.is_connected_by_us = True
     enter(_outside)
@@ -219,8 +219,11 @@ class RayNode:
         return self._host.schedule(seconds, fire)
 
     def stand_by(self) -> None:
+        """Ray starts a worker ahead when a task waits behind another; one that ran a task is of no use to an actor."""
         self._check()
-        make_reserve()
+        if makes_places():
+            for _ in range(2):
+                _nothing.remote()
 
     def forget_all(self) -> None:
         self._peers.clear()
@@ -294,6 +297,7 @@ class RayNode:
 _outside = RayNode()
 
 _Actor: Any = ray.remote(Host)
+_nothing: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda: None)
 _OPTIONS = {
     "max_restarts": 0,
     "max_task_retries": 0,
@@ -336,3 +340,9 @@ def _keep_quiet(data: object, ignore_prefix: bool) -> None:
 def _on_this_machine() -> NodeAffinitySchedulingStrategy:
     """A system shares files, so where Ray would take any machine, a process stands on that of whoever starts it."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def _stay_on_loopback() -> None:
+    """Ray takes an outside address for itself even where it is given an inside one, unless told it is on a laptop."""
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False

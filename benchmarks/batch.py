@@ -12,16 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from actors.model_choice import ModelChoice
-from actors.model_loading import make_engine, make_tokenizer
+from actors.model_loading import make_engine
+from deploy.jobs import serving
 from deploy.jobs.asked import asked_plainly
 from deploy.jobs.carrying_out import carry_out
-from deploy.jobs.inline_answers import InlineAnswers
 from deploy.jobs.meter import Figures
 from deploy.jobs.order import add_arguments, order_of
 from engine.event import TokenEvent
@@ -70,9 +69,9 @@ def bare(choice: ModelChoice, num_lines: int, batch_size: int) -> float:
 def inline(choice: ModelChoice, num_lines: int, batch_size: int) -> float:
     with TemporaryDirectory() as place:
         source = write_lines(Path(place, "in.jsonl"), lines(num_lines))
-        with closing(InlineAnswers(lambda: (make_engine(choice), {}), make_tokenizer(choice))) as answers:
+        with serving.inline(choice) as served:
             began = time.monotonic()
-            book = run_batch(source, Path(place, "out.jsonl"), answers, max_in_flight=2 * batch_size)
+            book = run_batch(source, Path(place, "out.jsonl"), served.answers, max_in_flight=2 * batch_size)
             return book.tally.completion_tokens / (time.monotonic() - began)
 
 

@@ -4,19 +4,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.model_choice import ModelChoice
-from actors.model_loading import make_engine, make_tokenizer
+from actors.model_loading import make_tokenizer
 from deploy.jobs.asked import asked_plainly
-from deploy.jobs.inline_answers import InlineAnswers
 from deploy.jobs.openai_lines import OpenAILines
-from engine.adapter import Adapter
-from engine.engine import Engine
+from deploy.jobs.serving import inline
 from engine.options import EngineOptions
 from tests.batches import run_batch, written
 from tests.ray_cluster import ROOT, Cluster
@@ -69,17 +66,12 @@ def texts(output: Path) -> dict[Any, str]:
 def undisturbed(source: Path, output: Path, model: Path) -> dict[Any, str]:
     """What the bare engine answers, in this process."""
     choice = ModelChoice(str(model), EngineOptions(max_sequences=64))
-    tokenizer = make_tokenizer(choice)
-
-    def make() -> tuple[Engine, Mapping[str, Adapter]]:
-        return make_engine(choice), {}
-
-    openai = OpenAILines(lambda: tokenizer, (str(model),), (), time.time)
-    with closing(InlineAnswers(make, tokenizer)) as answers:
+    openai = OpenAILines(lambda: make_tokenizer(choice), (str(model),), (), time.time)
+    with inline(choice) as served:
         run_batch(
             source,
             output,
-            answers,
+            served.answers,
             max_in_flight=128,
             ask=lambda line: asked_plainly(line, {}) if line.url is None else openai.asked(line, {}),
         )

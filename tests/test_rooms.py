@@ -90,7 +90,7 @@ def test_the_engine_knows_no_clock_no_files_and_no_processes(path: Path) -> None
 
 def test_ray_has_one_door() -> None:
     doors = {relative(path) for path in FILES if "ray" in packages(path)}
-    assert {door for door in doors if not door.startswith("deploy/")} <= {"actors/process.py", "actors/own_ray.py"}
+    assert {door for door in doors if not door.startswith("deploy/")} <= {"actors/process.py"}
 
 
 def test_arrays_stay_in_the_engine_and_the_loaders() -> None:

@@ -62,8 +62,8 @@ def on_own_system(order: Order, source: InputFile, onlooker: Onlooker) -> int:
         if not book.is_complete:
             onlooker.say(f"starting {choice.source}")
             batch = f"{source.digest} {order.places.results.absolute()}"
-            own = own_system(choice, batch, order.limits, cluster_of(order))
-            with inline(choice) if order.is_inline else own as serving:
+            own = inline(choice) if order.is_inline else own_system(choice, batch, order.limits, cluster_of(order))
+            with own as serving:
                 ask_all(order, source, serving, book, onlooker)
         return tell_end(order, book, onlooker)
 
