@@ -29,7 +29,7 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.made_up_gguf import write_made_up
-from engine.batch import Batch, Chunk
+from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
 from engine.kernels.cpu import _native
 from engine.kernels.cpu.column import CpuKernels
@@ -85,12 +85,14 @@ class Ours:
         sequence_of = np.zeros(count, np.int32) if chunk else np.arange(count, dtype=np.int32)
         batch = Batch(
             tokens=tokens,
-            positions=mx.array(positions),
-            slots=mx.array(tables[sequence_of, positions // BLOCK] * BLOCK + positions % BLOCK),
-            sequence_of=mx.array(sequence_of),
-            block_tables=mx.array(tables),
-            output_rows=mx.array([count - 1]) if chunk else mx.array(sequence_of),
-            adapter_of=None,
+            numbers=Numbers.of(
+                positions=mx.array(positions),
+                slots=mx.array(tables[sequence_of, positions // BLOCK] * BLOCK + positions % BLOCK),
+                sequence_of=mx.array(sequence_of),
+                block_tables=mx.array(tables),
+                output_rows=mx.array([count - 1]) if chunk else mx.array(sequence_of),
+                adapter_of=None,
+            ),
             num_decode_rows=0 if chunk else count,
             max_decode_context=0,
             chunks=(Chunk(0, count, int(positions[-1]) + 1, 0),) if chunk else (),

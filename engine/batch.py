@@ -6,6 +6,7 @@ rows go in the cache and which rows are to be sampled, and nothing of requests.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
@@ -33,6 +34,26 @@ class Numbers:
     output_rows: NDArray[np.int32]  # (R,) rows whose logits are wanted
     adapter_of: NDArray[np.int32] | None  # (T,) index in the adapter stack, -1 for none; None if no row has one
 
+    @classmethod
+    def of(
+        cls,
+        positions: ArrayLike,
+        slots: ArrayLike,
+        sequence_of: ArrayLike,
+        block_tables: ArrayLike,
+        output_rows: ArrayLike,
+        adapter_of: ArrayLike | None,
+    ) -> Self:
+        """Of numbers of any kind."""
+        return cls(
+            np.asarray(positions, np.int32),
+            np.asarray(slots, np.int32),
+            np.asarray(sequence_of, np.int32),
+            np.asarray(block_tables, np.int32),
+            np.asarray(output_rows, np.int32),
+            None if adapter_of is None else np.asarray(adapter_of, np.int32),
+        )
+
 
 class Batch:
     """Rows as the host knows them (`numbers`), and the same as arrays of MLX, made once, for columns that ask for them.
@@ -43,25 +64,13 @@ class Batch:
     def __init__(
         self,
         tokens: mx.array,
-        positions: ArrayLike,
-        slots: ArrayLike,
-        sequence_of: ArrayLike,
-        block_tables: ArrayLike,
-        output_rows: ArrayLike,
-        adapter_of: ArrayLike | None,
+        numbers: Numbers,
         num_decode_rows: int,
         max_decode_context: int,
         chunks: tuple[Chunk, ...],
     ) -> None:
         self.tokens = tokens  # (T,), maybe still on their way
-        self.numbers = Numbers(
-            np.asarray(positions, np.int32),
-            np.asarray(slots, np.int32),
-            np.asarray(sequence_of, np.int32),
-            np.asarray(block_tables, np.int32),
-            np.asarray(output_rows, np.int32),
-            None if adapter_of is None else np.asarray(adapter_of, np.int32),
-        )
+        self.numbers = numbers
         self.num_decode_rows = num_decode_rows
         self.max_decode_context = max_decode_context  # tokens of the longest sequence among the decode rows
         self.chunks = chunks

@@ -126,12 +126,7 @@ class Runner:
         count = len(rows)
         return Batch(
             tokens=self.tokens(rows, chunks),
-            positions=numbers.positions,
-            slots=numbers.slots,
-            sequence_of=numbers.sequence_of,
-            block_tables=numbers.block_tables,
-            output_rows=numbers.output_rows,
-            adapter_of=numbers.adapter_of,
+            numbers=numbers,
             num_decode_rows=count,
             max_decode_context=int(numbers.positions[:count].max()) + 1 if count else 0,
             chunks=placed,

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.adapter import Adapter, LowRank
 from engine.batch import Batch, Chunk
+from engine.batch import Numbers as RowNumbers
 from engine.cache import KVCache
 from engine.config import ModelConfig
 from engine.decoder import head
@@ -140,12 +141,16 @@ def make_batch(
     starts = np.cumsum([0, *(run.count for run in runs)])
     return Batch(
         tokens=mx.array((positions * 7 + sequence_of * 13 + 3) % vocabulary, mx.int32),
-        positions=mx.array(positions),
-        slots=mx.array(tables[sequence_of, positions // block_size] * block_size + positions % block_size, mx.int32),
-        sequence_of=mx.array(sequence_of),
-        block_tables=mx.array(tables),
-        output_rows=mx.arange(len(positions), dtype=mx.int32),
-        adapter_of=None if adapters is None else mx.array(np.asarray(adapters, np.int32)[sequence_of]),
+        numbers=RowNumbers.of(
+            positions=mx.array(positions),
+            slots=mx.array(
+                tables[sequence_of, positions // block_size] * block_size + positions % block_size, mx.int32
+            ),
+            sequence_of=mx.array(sequence_of),
+            block_tables=mx.array(tables),
+            output_rows=mx.arange(len(positions), dtype=mx.int32),
+            adapter_of=None if adapters is None else mx.array(np.asarray(adapters, np.int32)[sequence_of]),
+        ),
         num_decode_rows=0,
         max_decode_context=0,
         chunks=tuple(

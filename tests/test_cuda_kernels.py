@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.adapter import Adapter, LowRank
-from engine.batch import Batch, Chunk
+from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
 from engine.config import ModelConfig
 from engine.decoder import hidden
@@ -195,12 +195,7 @@ def batch_of(contexts: list[int], chunks: list[tuple[int, int]], size: int) -> B
     slots = tables[of, at // size] * size + at % size
     return Batch(
         mx.array(np.random.default_rng(1).integers(0, 1024, len(at)).astype(np.int32)),
-        at,
-        slots,
-        of,
-        tables,
-        np.arange(len(at)),
-        None,
+        Numbers.of(at, slots, of, tables, np.arange(len(at)), None),
         len(contexts),
         max(contexts, default=0),
         tuple(placed),

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from engine.adapter import Adapter, LowRank
-from engine.batch import Batch, Chunk
+from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
 from engine.config import ModelConfig
 from engine.decoder import head
@@ -111,12 +111,14 @@ def make_batch(tables: np.ndarray, block_size: int, first: int, count: int, voca
     is_decode = count == 1
     return Batch(
         tokens=mx.array((positions * 7 + sequence_of * 3) % vocabulary, mx.int32),
-        positions=positions,
-        slots=tables[sequence_of, positions // block_size] * block_size + positions % block_size,
-        sequence_of=sequence_of,
-        block_tables=tables,
-        output_rows=np.arange(2 * count, dtype=np.int32),
-        adapter_of=sequence_of - 1,
+        numbers=Numbers.of(
+            positions=positions,
+            slots=tables[sequence_of, positions // block_size] * block_size + positions % block_size,
+            sequence_of=sequence_of,
+            block_tables=tables,
+            output_rows=np.arange(2 * count, dtype=np.int32),
+            adapter_of=sequence_of - 1,
+        ),
         num_decode_rows=2 if is_decode else 0,
         max_decode_context=first + 1 if is_decode else 0,
         chunks=() if is_decode else tuple(Chunk(i * count, count, count, i) for i in range(2)),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 
-from engine.batch import Batch, Chunk
+from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
 from engine.kernels.cuda.adapters import Pair, blank, pairs_of, workplace_for
 from engine.kernels.cuda.halves import Halves
@@ -41,12 +41,14 @@ def made_batch(rows: int, tokens: int, block_size: int) -> Batch:
     ends = [*range(rows), *([rows + tokens - 1] if tokens else [])]
     return Batch(
         tokens=mx.array(positions * 0),
-        positions=positions,
-        slots=positions % block_size,
-        sequence_of=np.minimum(np.arange(rows + tokens), rows),
-        block_tables=np.zeros((sequences, max(8, -(-tokens // block_size)))),
-        output_rows=ends,
-        adapter_of=None,
+        numbers=Numbers.of(
+            positions=positions,
+            slots=positions % block_size,
+            sequence_of=np.minimum(np.arange(rows + tokens), rows),
+            block_tables=np.zeros((sequences, max(8, -(-tokens // block_size)))),
+            output_rows=ends,
+            adapter_of=None,
+        ),
         num_decode_rows=rows,
         max_decode_context=1 if rows else 0,
         chunks=(Chunk(rows, tokens, tokens, rows),) if tokens else (),
