@@ -18,7 +18,7 @@ def make_engine(choice: ModelChoice) -> Engine:
     """The model in memory, with an engine around it. MLX binds it to the thread that calls this."""
     model = load_model(choice.source)
     kernels = choose(model.config, model.weights, choice.options.block_size, expand=choice.options.expand)
-    return Engine(model, kernels, choice.options, make_tokenizer(choice).vocabulary)
+    return Engine(model, kernels, choice.options, lambda: make_tokenizer(choice).vocabulary)
 
 
 def make_tokenizer(choice: ModelChoice) -> Any:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Tokens = tuple[tuple[int, ...], ...]
 KEPT_TRACES = 8  # progress files of earlier lives
 LOAD_SECONDS = 600.0  # that reading weights may take
+QUIET_BEATS = 8  # in a row, and there is time for what can wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ class ModelServer(GenServer):
         self.watched: dict[Pid, Ref] = {}
         self.is_stepping = False
         self.is_draining = False
+        self.knows_words = False
+        self.quiet_beats = 0
         inherited = last_lesson(self.directory, self.epoch.name)
         self.clock = StepClock(inherited)
         self.born_at = now()
@@ -162,6 +165,9 @@ class ModelServer(GenServer):
             case _Beat():
                 self.progress.end()
                 send_after(BEAT_SECONDS, _Beat())
+                self.quiet_beats = 0 if self.given else self.quiet_beats + 1
+                if self.quiet_beats == QUIET_BEATS:
+                    self.read_vocabulary()
             case Down(pid=pid):
                 self.forget_consumer(pid)
         return NoReply()
@@ -192,6 +198,8 @@ class ModelServer(GenServer):
         assert self.engine is not None
         given.is_aside = False
         try:
+            if given.request.sampling.stop:
+                self.read_vocabulary()
             if given.request.adapter in self.rack.broken:
                 raise self.rack.broken[given.request.adapter]
             self.engine.add(given.resumed())
@@ -240,6 +248,13 @@ class ModelServer(GenServer):
             for given in list(self.given.values()):
                 if given.is_aside:
                     self.enter(given)
+
+    def read_vocabulary(self) -> None:
+        """If it was not yet: after a while with nothing to do, or when stop strings need it."""
+        if self.engine is not None and not self.knows_words:
+            self.progress.begin(LOAD_SECONDS)
+            self.knows_words = self.engine.vocabulary is not None
+            self.progress.end()
 
     # Steps
 

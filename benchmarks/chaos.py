@@ -36,17 +36,17 @@ class Gap:
     """One kill: how long no client saw a token, and with one stream and a dead model server, what passed meanwhile."""
 
     part: str
+    was_idle: bool  # a spare at rest, for whom nobody waits
     seconds: float
     stages: dict[str, float]
 
 
-def strike(part: str, number: int) -> None:
-    """Kill one of them, or two at once."""
+def strike(part: str, number: int) -> set[str]:
+    """Kill one of them, or two at once; their names."""
     victims: list[Any] = random.sample(PARTS[:3], 2) if part == "pair" else [part]
     for victim in victims:
         wait_for(lambda victim=victim: bool(chaos.parts(victim)))
-    for victim in victims:
-        chaos.kill(victim, number)
+    return {chaos.kill(victim, number).name for victim in victims}
 
 
 def storm(load: Load, config: SystemConfig, part: str, kills: int, calm_seconds: float, until: float) -> list[Gap]:
@@ -59,16 +59,25 @@ def storm(load: Load, config: SystemConfig, part: str, kills: int, calm_seconds:
         time.sleep(random.uniform(0.0, calm_seconds))
         if part == "model":
             watch_the_watchers(config)
+        idle = resting(config)
         began = time.monotonic()
-        strike(part, number)
+        killed = strike(part, number)
         wait_for(lambda: is_whole(config))
         whole = time.monotonic()
         wait_for(lambda whole=whole: bool(load.findings.arrivals) and load.findings.arrivals[-1] > whole)
         silence = load.findings.silence_after(began)
         assert silence is not None
-        stages = stages_of(config, began, silence[1]) if part == "model" else {}
-        gaps.append(Gap(part, silence[1] - began, stages))
+        was_idle = killed <= idle
+        stages = stages_of(config, began, silence[1]) if part == "model" and not was_idle else {}
+        gaps.append(Gap(part, was_idle, silence[1] - began, stages))
     return gaps
+
+
+def resting(config: SystemConfig) -> set[str]:
+    """Model servers that have no request, of those that are ready."""
+    if not config.spares:
+        return set()
+    return {name for name in config.model_names if not model_server.stats(name, 10.0).num_requests}
 
 
 def watch_the_watchers(config: SystemConfig) -> None:
@@ -175,8 +184,9 @@ def report(counts: Counter[str]) -> dict[str, Any]:
 
 def pauses(gaps: list[Gap]) -> dict[str, Any]:
     told: dict[str, Any] = {}
+    felt = [gap for gap in gaps if not gap.was_idle]
     for part in dict.fromkeys(gap.part for gap in gaps):
-        told[f"{part}: kill to next token, s"] = spread([gap.seconds for gap in gaps if gap.part == part])
+        told[f"{part}: kill to next token, s"] = spread([gap.seconds for gap in felt if gap.part == part])
     for stage in dict.fromkeys(stage for gap in gaps for stage in gap.stages):
         told[f"of it {stage}, s"] = spread([gap.stages[stage] for gap in gaps if stage in gap.stages])
     return told

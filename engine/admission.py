@@ -26,7 +26,10 @@ def check_endings(request: Request, config: ModelConfig) -> None:
 def sequences_of(
     request: Request, config: ModelConfig, vocabulary: Vocabulary | None, arrival: int, root: Digest
 ) -> list[Sequence]:
-    """A fresh request is one sequence, whose choices part where the prompt ends; a resumed one is all its choices."""
+    """A fresh request is one sequence, whose choices part where the prompt ends; a resumed one is all its choices.
+
+    The vocabulary is given where stop strings need it.
+    """
     answers = request.resumed or ((),)
     return [
         Sequence(
@@ -49,7 +52,7 @@ def sequences_of(
 
 def answer_state(request: Request, vocabulary: Vocabulary | None, answer: tuple[int, ...]) -> AnswerState | None:
     """What the answer so far reads, if stop strings have to be watched for."""
-    if vocabulary is None or not request.sampling.stop:
+    if vocabulary is None:
         return None
     state = vocabulary.begin(request.sampling.stop, request.prompt)
     for token in answer:

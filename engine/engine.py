@@ -5,7 +5,9 @@ is done while the next one runs.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Many
+from functools import cached_property
 
 from engine.adapter import Adapter
 from engine.admission import check_endings, sequences_of
@@ -47,7 +49,7 @@ class Engine:
         model: Model,
         kernels: Kernels,
         options: EngineOptions = EngineOptions(),
-        vocabulary: Vocabulary | None = None,
+        vocabulary: Vocabulary | Callable[[], Vocabulary] | None = None,
     ) -> None:
         config, dtype = model.config, options.cache_dtype or kernels.cache_dtype
         context = min(config.max_position, options.max_context or config.max_position)
@@ -55,7 +57,7 @@ class Engine:
         num_blocks = max(2, min(most + 1, options.cache_bytes // block_bytes(config, options.block_size, dtype)))
         self.model = model
         self.options = options
-        self.vocabulary = vocabulary
+        self._vocabulary = vocabulary
         self.capacity = Capacity(config.vocab_size, min(context, (num_blocks - 1) * options.block_size))
         self.scheduler = Scheduler(
             BlockPool(num_blocks, options.block_size),
@@ -75,6 +77,11 @@ class Engine:
 
     # What may be asked
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """Asked for when stop strings first need it: a model that starts anew is not to wait until it is read."""
+        return self._vocabulary() if callable(self._vocabulary) else self._vocabulary
+
     def add(self, request: Request) -> None:
         """Take a request, or refuse it; nothing of a refused one remains."""
         check(request, self.capacity)
@@ -82,13 +89,14 @@ class Engine:
             raise BadRequest(f"a request with the id {request.id[:60]!r} is running already", "id")
         if request.sampling.n > self.options.max_sequences:
             raise BadRequest(f"n is {request.sampling.n}; this engine runs {self.options.max_sequences} at once", "n")
-        if request.sampling.stop and self.vocabulary is None:
+        vocabulary = self.vocabulary if request.sampling.stop else None
+        if request.sampling.stop and vocabulary is None:
             raise BadRequest("stop strings need a vocabulary, and this engine was started without one", "stop")
         if request.adapter is not None:
             self.shelf.check_known(request.adapter)
         check_endings(request, self.model.config)
         arrival, root = self.roster.next_arrival(), self.root_of(request, None)
-        for sequence in sequences_of(request, self.model.config, self.vocabulary, arrival, root):
+        for sequence in sequences_of(request, self.model.config, vocabulary, arrival, root):
             reason = sequence.ending()
             if reason is None:
                 self.roster.join(sequence)
@@ -165,7 +173,8 @@ class Engine:
     def commit_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         num_written = len(sequence.tokens)
         position = num_written - sequence.num_prompt
-        reason = sequence.take(token, self.vocabulary)
+        vocabulary = self.vocabulary if sequence.answer is not None else None
+        reason = sequence.take(token, b"" if vocabulary is None else vocabulary.bytes_of(token))
         self._outbox.append(TokenEvent(sequence.request.id, sequence.choice, position, token, reason, logprob))
         if num_written % self.options.block_size == 0 and sequence.blocks:
             self.scheduler.remember(sequence, num_written)

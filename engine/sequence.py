@@ -8,7 +8,6 @@ from engine.answer import AnswerState
 from engine.blocks import Digest, next_digest
 from engine.event import FinishReason, TokenLogprob
 from engine.request import Request
-from engine.vocabulary import Vocabulary
 
 
 class Status(Enum):
@@ -76,11 +75,11 @@ class Sequence:
     def is_finished(self) -> bool:
         return self.status is Status.FINISHED
 
-    def take(self, token: int, vocabulary: Vocabulary | None) -> FinishReason | None:
-        """The next token of the answer; why it is the last one, if it is."""
+    def take(self, token: int, token_bytes: bytes) -> FinishReason | None:
+        """The next token of the answer; why it is the last one, if it is. Its bytes matter to stop strings only."""
         self.tokens.append(token)
-        if self.answer is not None and vocabulary is not None:
-            self.answer, _ = self.answer.step(vocabulary.bytes_of(token))
+        if self.answer is not None:
+            self.answer, _ = self.answer.step(token_bytes)
         return self.ending()
 
     def ending(self) -> FinishReason | None:

@@ -2,7 +2,7 @@
 
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -46,12 +46,17 @@ def tiny_model(
 
 
 def tiny_engine(
-    family: str = "llama", *, model: Model | None = None, column: type[Kernels] = PortableKernels, **options: Any
+    family: str = "llama",
+    *,
+    model: Model | None = None,
+    column: type[Kernels] = PortableKernels,
+    vocabulary: Vocabulary | Callable[[], Vocabulary] | None = None,
+    **options: Any,
 ) -> Engine:
     """An engine over a tiny model; `num_blocks` instead of bytes, if wanted."""
     model = model or tiny_model(family)
     sized = sized_options(model.config, options)
-    return Engine(model, column(model.config, sized.block_size), sized, BYTES)
+    return Engine(model, column(model.config, sized.block_size), sized, vocabulary or BYTES)
 
 
 def sized_options(config: ModelConfig, options: dict[str, Any]) -> EngineOptions:

@@ -14,6 +14,7 @@ from engine.outputs import Outputs
 from engine.request import Request
 from engine.rows import Rows
 from tests.engines import (
+    BYTES,
     Answer,
     LogitsLog,
     ask,
@@ -380,6 +381,17 @@ def test_an_answer_ends_with_the_token_that_ends_it() -> None:
     ending = replace(model, config=replace(model.config, eos_token_ids=(end,)))
     assert told(ask("r", 9, ignore_eos=False), model=ending)[0] == answer
     assert told(ask("r", 9, ignore_eos=True), model=ending)[0].tokens == wanted.tokens
+
+
+def test_a_vocabulary_is_read_when_stop_strings_first_need_it_and_once() -> None:
+    reads: list[str] = []
+    engine = tiny_engine(vocabulary=lambda: reads.append("read") or BYTES)
+    letters = tuple(range(97, 123))
+    plain = serve_one(engine, ask("a", allowed_token_ids=letters)).tokens
+    assert not reads
+    stops = [ask("a", allowed_token_ids=letters, stop=(chr(plain[2]),)), ask("b", stop=("!",))]
+    stopped = serve(engine, stops)["a"].tokens
+    assert reads == ["read"] and stopped == plain[: plain.index(plain[2]) + 1]
 
 
 def test_an_answer_ends_with_the_token_that_completes_a_stop_string() -> None:
