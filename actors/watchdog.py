@@ -53,6 +53,7 @@ class Watchdog(GenServer):
     def init(self, config: SystemConfig, is_in_tree: bool = True) -> None:
         self.directory = Path(config.directory) / "progress"
         self.seconds = config.watch_seconds
+        self.has_place = config.has_place
         self.root = RootWatch(config, is_in_tree)
         self.num_looks = 0
         self.kills: list[tuple[str, float]] = []
@@ -94,7 +95,7 @@ class Watchdog(GenServer):
                 suspects.add(path.name)
                 with suppress(ProcessLookupError):
                     os.kill(seen.process_id, signal.SIGUSR1)
-        if ready - self.ready:
+        if self.has_place and ready - self.ready:
             stand_by()
         self.suspects, self.silences, self.ready = suspects, silences, ready
 

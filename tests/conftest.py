@@ -21,27 +21,33 @@ settings.load_profile("genserve")
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# In this order, one after the other in one worker: the first looks at all Rays of this machine and wants to find its
-# own alone, then come those that share the Ray of this process, then those that share a cluster.
-ON_RAY = ("test_serve_system", "test_process", "test_crash", "test_http_actors", "test_examples", "test_batch_on_ray")
+# The first looks at all Rays of this machine and wants to find its own alone; then come those that share the Ray of
+# their process, and those that share a cluster. Where there are several workers each of the two lines has its own.
+ON_OWN_RAY = ("test_serve_system", "test_process", "test_crash", "test_http_actors")
+ON_A_CLUSTER = ("test_examples", "test_batch_on_ray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits a lot begins first."""
-    items.sort(key=lambda item: ON_RAY.index(item.path.stem) if item.path.stem in ON_RAY else len(ON_RAY))
+    """What waits a lot begins first; the second line does when the first look has long been taken."""
+    files = list(dict.fromkeys(item.path.stem for item in items))
+    others = [file for file in files if file not in ON_OWN_RAY + ON_A_CLUSTER]
+    third = len(others) // 3
+    order = [*ON_OWN_RAY, *others[:third], *ON_A_CLUSTER, *others[third:]]
+    items.sort(key=lambda item: order.index(item.path.stem))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where there are several workers: all that is on Ray in one of them, the rest beside it, a file at a time."""
+    """Where there are several workers: a file at a time, but for the two lines."""
     from xdist.scheduler import LoadFileScheduling
 
-    class RayInOne(LoadFileScheduling):
+    class InLines(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "ray" if Path(file).stem in ON_RAY else file
+            name = Path(file).stem
+            return "own Ray" if name in ON_OWN_RAY else "cluster" if name in ON_A_CLUSTER else file
 
-    return RayInOne(config, log)
+    return InLines(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,8 @@ def tiny_choice(directory: Path, **changes: Any) -> ModelChoice:
 
 
 def tiny_system(directory: Path, **changes: Any) -> SystemConfig:
-    return SystemConfig(**{"choice": tiny_choice(directory), "directory": str(directory / "state"), **changes})
+    made = {"choice": tiny_choice(directory), "directory": str(directory / "state"), "has_place": False}
+    return SystemConfig(**{**made, **changes})
 
 
 def make_engine(choice: ModelChoice) -> Engine:
