@@ -40,6 +40,7 @@ def sequences_of(
             arrival=arrival,
             tokens=[*request.prompt, *answer],
             num_prompt=len(request.prompt),
+            max_length=len(request.prompt) + request.sampling.max_tokens,
             root=root,
             answer=answer_state(request, vocabulary, answer),
             has_started=choice > 0,

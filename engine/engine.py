@@ -164,17 +164,17 @@ class Engine:
         logprobs, prompt_logprobs = launched.read_scores()
         self.commit_prompts(launched, prompt_logprobs)
         self.commit_replays(launched, tokens)
-        sampled = zip(launched.outputs.sampled, tokens, strict=False)
-        living = [(draw, it, token) for draw, (it, token) in enumerate(sampled) if it.status is not Status.FINISHED]
-        for draw, sequence, token in living:
-            self.commit_token(sequence, token, logprobs.get(draw))
-        self.counts["generated_tokens"] += len(living)
+        num_living = 0
+        for draw, (sequence, token) in enumerate(zip(launched.outputs.sampled, tokens, strict=False)):
+            if sequence.status is not Status.FINISHED:
+                num_living += 1
+                self.commit_token(sequence, token, logprobs.get(draw) if logprobs else None)
+        self.counts["generated_tokens"] += num_living
 
     def commit_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         num_written = len(sequence.tokens)
         position = num_written - sequence.num_prompt
-        vocabulary = self.vocabulary if sequence.answer is not None else None
-        reason = sequence.take(token, b"" if vocabulary is None else vocabulary.bytes_of(token))
+        reason = sequence.take(token, self.vocabulary if sequence.answer is not None else None)
         self._outbox.append(TokenEvent(sequence.request.id, sequence.choice, position, token, reason, logprob))
         if num_written % self.options.block_size == 0 and sequence.blocks:
             self.scheduler.remember(sequence, num_written)

@@ -8,6 +8,7 @@ from engine.answer import AnswerState
 from engine.blocks import Digest, next_digest
 from engine.event import FinishReason, TokenLogprob
 from engine.request import Request
+from engine.vocabulary import Vocabulary
 
 
 class Status(Enum):
@@ -28,6 +29,7 @@ class Sequence:
     arrival: int  # order of arrival, for who is the youngest
     tokens: list[int]
     num_prompt: int
+    max_length: int  # tokens that it may have in all
     root: Digest  # where its chain of blocks starts
     digests: list[Digest] = field(default_factory=list)  # of its full blocks, as far as anybody asked
     status: Status = Status.WAITING
@@ -75,21 +77,21 @@ class Sequence:
     def is_finished(self) -> bool:
         return self.status is Status.FINISHED
 
-    def take(self, token: int, token_bytes: bytes) -> FinishReason | None:
-        """The next token of the answer; why it is the last one, if it is. Its bytes matter to stop strings only."""
+    def take(self, token: int, vocabulary: Vocabulary | None) -> FinishReason | None:
+        """The next token of the answer; why it is the last one, if it is. The vocabulary matters to stop strings."""
         self.tokens.append(token)
-        if self.answer is not None:
-            self.answer, _ = self.answer.step(token_bytes)
+        if self.answer is not None and vocabulary is not None:
+            self.answer, _ = self.answer.step(vocabulary.bytes_of(token))
         return self.ending()
 
     def ending(self) -> FinishReason | None:
         """Why the answer ends with its last token, if it does."""
-        num_generated = len(self.tokens) - self.num_prompt
-        if not num_generated:
+        length = len(self.tokens)
+        if length == self.num_prompt:
             return None
         if self.tokens[-1] in self.end_ids or (self.answer is not None and self.answer.matched is not None):
             return "stop"
-        return "length" if num_generated >= self.request.sampling.max_tokens else None
+        return "length" if length >= self.max_length else None
 
     def digest_of(self, index: int, block_size: int) -> Digest:
         """The digest of its full block `index`; each is computed once."""
