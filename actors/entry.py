@@ -5,7 +5,7 @@ from typing import Any
 
 from actors.ledger_records import Accepted, Ended, Kept
 from engine.completion import Piece, Transcript
-from engine.event import ChoiceEnded, Event, FinishReason, PromptScored, Started, TokenEvent
+from engine.event import ChoiceEnded, Event, FinishReason, PromptScored, Started, TokenEvent, TokenLogprob
 from engine.request import Request
 from engine.wire import pack_events
 
@@ -41,6 +41,10 @@ class Entry:
     @property
     def num_tokens(self) -> int:
         return sum(map(len, self.transcript.tokens))
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        return next((event.logprobs for event in self.early if isinstance(event, PromptScored)), None)
 
     @property
     def is_suspect(self) -> bool:

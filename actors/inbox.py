@@ -11,6 +11,7 @@ from actors import refusals
 from actors.polls import End, Had, Part, PlainPiece, piece_of
 from engine import refusal as engine_refusals
 from engine.completion import Completion, Piece
+from engine.event import TokenLogprob
 from engine.refusal import Refusal
 
 KINDS: dict[str, type[Refusal]] = {
@@ -34,6 +35,7 @@ class Inbox:
         self.had: list[int] | None = None if had is None else list(had)
         self.end: End | None = None
         self.failure: Refusal | None = None
+        self.prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # there before the first piece
         self._pieces: deque[Piece] = deque()
         self._changed = threading.Condition()
         self._sleeper: Sleeper | None = None
@@ -53,6 +55,8 @@ class Inbox:
     def feed(self, part: Part) -> "Sleeper | None":
         """Take what is new; what came before is passed over. Who is returned is to be woken."""
         with self._changed:
+            if part.prompt_logprobs is not None:
+                self.prompt_logprobs = part.prompt_logprobs
             for plain in part.pieces:
                 self._feed_piece(plain)
             if part.end is not None:

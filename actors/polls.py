@@ -33,7 +33,6 @@ class End(NamedTuple):
     """How a request ended. `code` is a refusal's, if it did not end well."""
 
     usage: Usage
-    prompt_logprobs: tuple[TokenLogprob, ...] | None
     code: str | None
     message: str | None
     completion: Completion | None  # for who wanted the whole
@@ -45,6 +44,7 @@ class Part(NamedTuple):
     id: str
     pieces: list[PlainPiece]
     end: End | None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # beside a stream's first pieces
 
 
 @dataclass(slots=True)
@@ -156,7 +156,8 @@ def part_of(entry: Entry, had: Had | None) -> Part | None:
     pieces = [plain_piece(piece) for piece in entry.since(had)]
     if not pieces and not entry.is_finished:
         return None
-    return Part(entry.id, pieces, end_of(entry, is_whole=False) if entry.is_finished else None)
+    scores = None if any(had) else entry.prompt_logprobs
+    return Part(entry.id, pieces, end_of(entry, is_whole=False) if entry.is_finished else None, scores)
 
 
 def end_of(entry: Entry, *, is_whole: bool) -> End:
@@ -164,12 +165,12 @@ def end_of(entry: Entry, *, is_whole: bool) -> End:
     code = message = None
     if entry.ended is not None:
         code, message = entry.ended.code, entry.ended.message
-    return End(completion.usage, completion.prompt_logprobs, code, message, completion if is_whole else None)
+    return End(completion.usage, code, message, completion if is_whole else None)
 
 
 def unknown(request_id: str) -> Part:
     message = f"no request has the id {request_id[:60]!r}, or not so many pieces"
-    return Part(request_id, [], End(Usage(0, 0), None, UnknownRequest.code, message, None))
+    return Part(request_id, [], End(Usage(0, 0), UnknownRequest.code, message, None))
 
 
 def plain_piece(piece: Piece) -> PlainPiece:

@@ -100,6 +100,16 @@ def test_scores_and_several_prompts_come_through(door: Served) -> None:
     assert "".join(chunk["choices"][0]["text"] for chunk in streamed) == answer["choices"][0]["text"]
 
 
+def test_scores_do_not_hold_a_stream_until_its_end(door: Served) -> None:
+    words: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": LONG, "ignore_eos": True}
+    (whole,) = door.complete("Once", **words).json()["choices"]
+    parts = [chunk["choices"][0] for chunk in events_of(door.complete("Once", **words, stream=True).text)]
+    assert len(parts) > 10
+    assert "".join(part["text"] for part in parts) == whole["text"]
+    scores = [score for part in parts if part["logprobs"] for score in part["logprobs"]["token_logprobs"]]
+    assert scores == whole["logprobs"]["token_logprobs"]
+
+
 def test_a_stream_does_not_notice_that_the_model_server_was_killed(door: Served) -> None:
     undisturbed, text, has_killed = text_of(door), "", False
     with door.client.stream("POST", "/v1/completions", json=body(stream=True)) as response:

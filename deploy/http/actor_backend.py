@@ -26,7 +26,7 @@ from actors.progress import BEAT_SECONDS
 from actors.refusals import Unavailable
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import status
-from deploy.http.actor_requests import chained, check_ending, ending_of, words_of
+from deploy.http.actor_requests import chained, check_ending, scores_of, usage_of, words_of
 from deploy.http.actor_view import NO_VIEW, View, process_of, view_of
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Running, Stats, Terms
@@ -108,23 +108,19 @@ class ActorBackend:
         return await self._client(tenant).cancel_async(request_id)
 
     async def _bursts(self, stream: Stream, request: Request | None) -> AsyncIterator[tuple[Part, ...]]:
-        """The stream's news. A prompt's scores come with its end: where they are wanted, everything waits for them."""
+        """The stream's news. Who follows has read the prompt's scores."""
         wants_scores = request is not None and request.sampling.prompt_logprobs is not None
-        held: list[Part] = []
         try:
             with self._noted(request):
                 async for pieces in stream.bursts():
                     for piece in pieces:
                         check_ending(piece.finish_reason, piece.message)
                     self._count(stream.id, sum(len(piece.tokens) for piece in pieces))
-                    if wants_scores:
-                        held += pieces
-                    else:
-                        yield tuple(pieces)
+                    yield (*(scores_of(stream) if wants_scores else ()), *pieces)
+                    wants_scores = False
         finally:
             stream.leave()
-        usage, scores = ending_of(stream)
-        yield (*(scores if wants_scores else ()), *held, usage)  # who follows has read the prompt
+        yield (usage_of(stream),)
 
     def _client(self, tenant: str) -> Client:
         if tenant not in self._clients:

@@ -37,11 +37,15 @@ def words_of(request: Request, terms: Terms) -> dict[str, Any]:
     }
 
 
-def ending_of(stream: Stream) -> tuple[Usage, tuple[PromptScored, ...]]:
+def scores_of(stream: Stream) -> tuple[PromptScored, ...]:
+    """What a stream tells of its prompt; it is there before the first piece."""
+    scores = stream._inbox.prompt_logprobs
+    return () if scores is None else (PromptScored(stream.id, scores),)
+
+
+def usage_of(stream: Stream) -> Usage:
     """What a stream tells at its end."""
-    end = stream._inbox.ended()
-    scores = () if end.prompt_logprobs is None else (PromptScored(stream.id, end.prompt_logprobs),)
-    return end.usage, scores
+    return stream._inbox.ended().usage
 
 
 async def chained(

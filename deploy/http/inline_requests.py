@@ -63,7 +63,7 @@ class InlineRequests:
                 news.clear()
                 parts: list[Part] = []
                 if wants_scores and entry.has_scored_prompt:
-                    parts += [event for event in entry.early if isinstance(event, PromptScored)]
+                    parts.append(PromptScored(entry.id, entry.prompt_logprobs or ()))
                     wants_scores = False
                 parts += entry.since(tuple(counts))
                 counts = [len(pieces) for pieces in entry.pieces]
