@@ -241,9 +241,11 @@ class ScriptedBackend:
         self.accept(request, terms)
         return self.bursts(request)
 
-    async def follow(self, request_id: str, tenant: str, had: tuple[int, ...]) -> AsyncIterator[tuple[Part, ...]]:
+    async def follow(
+        self, request_id: str, tenant: str, had: tuple[int, ...], *, again: bool = False
+    ) -> AsyncIterator[tuple[Part, ...]]:
         request = next(request for request in self.seen if request.id == request_id)
-        return self.bursts(request, had)
+        return self.bursts(request, (0,) * len(had) if again else had)
 
     @property
     def vocabulary(self) -> Vocabulary:

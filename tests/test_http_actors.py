@@ -161,6 +161,19 @@ def test_a_stream_goes_on_at_the_next_door_when_this_one_is_killed(door: Served)
     assert text + "".join(chunk["choices"][0]["text"] for chunk in events_of(again.text)) == undisturbed
 
 
+def test_a_stream_that_goes_on_knows_where_in_the_text_it_stands(door: Served) -> None:
+    fields, headers = body(max_tokens=12, logprobs=0, echo=True, stream=True), {"Idempotency-Key": "offsets"}
+    (whole,) = door.post("/v1/completions", {**fields, "stream": False}, headers=headers).json()["choices"]
+    public_id = door.post("/v1/completions", fields, headers=headers).headers["x-request-id"]
+    for position, status in ((f"{public_id}:5", 200), (f"{public_id}:99", 416)):
+        again = door.post("/v1/completions", fields, headers={**headers, "Last-Event-ID": position})
+        assert again.status_code == status
+        if status == 200:
+            parts = [chunk["choices"][0]["logprobs"] for chunk in events_of(again.text)]
+            offsets = [offset for part in parts if part for offset in part["text_offset"]]
+            assert offsets == whole["logprobs"]["text_offset"][len("Once") + 5 :]
+
+
 def test_an_unknown_stream_cannot_be_continued(door: Served) -> None:
     headers = {"Last-Event-ID": "cmpl-" + "0" * 32 + ":1"}
     assert door.post("/v1/completions", body(stream=True), headers=headers).status_code == 404

@@ -152,6 +152,22 @@ def test_a_stream_goes_on_behind_the_last_event_that_its_reader_has(tiny: Served
     assert text == whole
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_stream_that_goes_on_knows_where_in_the_text_it_stands(tiny: Served, echo: bool) -> None:
+    fields = body(prompt=["Grüße", "b"], n=2, seed=1, temperature=1, max_tokens=12, logprobs=1, echo=echo, stream=True)
+    headers = {"Idempotency-Key": f"offsets-{echo}"}
+    events = id_events_of(tiny.post("/v1/completions", fields, headers=headers).text)
+    cut = next(number for number, (position, _) in enumerate(events) if sum(numbers_of(position)) >= 9)
+    position = events[cut][0]
+    assert position is not None
+    again = tiny.post("/v1/completions", fields, headers={**headers, "Last-Event-ID": position})
+    rest = events_of("\n\n".join(f"data: {data}" for _, data in events[cut + 1 :]))
+    assert offsets_by_choice(events_of(again.text)) == offsets_by_choice(rest)
+    assert texts_by_choice(events_of(again.text)) == texts_by_choice(rest)
+    beyond = position.rpartition(":")[0] + ":99.0.0.0"
+    assert tiny.post("/v1/completions", fields, headers={"Last-Event-ID": beyond}).status_code == 416
+
+
 def test_positions_of_several_choices_are_all_in_the_id(tiny: Served) -> None:
     fields = body(prompt=["a", "b"], n=2, seed=1, temperature=1, max_tokens=10, stream=True)
     headers = {"Idempotency-Key": "choices"}
@@ -347,3 +363,15 @@ def texts_by_choice(chunks: list[dict[str, Any]]) -> dict[int, str]:
         for choice in chunk["choices"]:
             texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
     return texts
+
+
+def offsets_by_choice(chunks: list[dict[str, Any]]) -> dict[int, list[int]]:
+    offsets: dict[int, list[int]] = {}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            offsets.setdefault(choice["index"], []).extend((choice["logprobs"] or {"text_offset": []})["text_offset"])
+    return offsets
+
+
+def numbers_of(position: str | None) -> list[int]:
+    return [] if position is None else list(map(int, position.rpartition(":")[2].split(".")))

@@ -95,8 +95,10 @@ class ActorBackend:
         stream = await self._client(request.tenant).stream_async(request.prompt, id=request.id, **words)
         return self._bursts(stream, request)
 
-    async def follow(self, request_id: str, tenant: str, had: tuple[int, ...]) -> AsyncIterator[tuple[Part, ...]]:
-        stream = self._client(tenant).resume(request_id, had)
+    async def follow(
+        self, request_id: str, tenant: str, had: tuple[int, ...], *, again: bool = False
+    ) -> AsyncIterator[tuple[Part, ...]]:
+        stream = self._client(tenant).resume(request_id, (0,) * len(had) if again else had)
         bursts = self._bursts(stream, None)
         first = asyncio.ensure_future(anext(bursts))
         await asyncio.wait({first}, timeout=FOLLOW_SECONDS)

@@ -124,8 +124,10 @@ class Backend(Protocol):
         """The answer in bursts; the request is accepted when this returns."""
         ...
 
-    async def follow(self, request_id: str, tenant: str, had: tuple[int, ...]) -> AsyncIterator[tuple[Part, ...]]:
-        """Take a stream up again, behind the pieces that the reader has of each choice."""
+    async def follow(
+        self, request_id: str, tenant: str, had: tuple[int, ...], *, again: bool = False
+    ) -> AsyncIterator[tuple[Part, ...]]:
+        """Take a stream up again, behind the pieces that the reader has of each choice; `again`: with these too."""
         ...
 
     async def cancel(self, request_id: str, tenant: str) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from deploy.http.job import Job
 from deploy.http.logprobs import TokenTexts, chat_logprobs
@@ -59,6 +59,10 @@ class ChatShapes:
         }
 
     # A stream's chunks
+
+    tells_place: ClassVar[bool] = False
+
+    def pass_over(self, answer: int, piece: Piece) -> None: ...
 
     def opening(self) -> Iterable[dict[str, Any]]:
         for index in range(self.job.num_choices):

@@ -68,7 +68,8 @@ def completing(edge: Edge) -> APIRouter:
 
         job, had = await edge.job_of(http, "cmpl-", fields, prompts, sampling_for)
         echoes = tuple(text_of(edge, prompt) for prompt in fields.prompts) if fields.echo else None
-        shapes = CompletionShapes(job, fingerprint_of(card), texts, fields.logprobs, wants_usage(fields), echoes)
+        fingerprint, is_resumed = fingerprint_of(card), had is not None
+        shapes = CompletionShapes(job, fingerprint, texts, fields.logprobs, wants_usage(fields), echoes, is_resumed)
         if fields.stream:
             return await stream(edge, http, job, shapes, had)
         completions = await whole(edge, http, job)
@@ -78,7 +79,7 @@ def completing(edge: Edge) -> APIRouter:
 
 
 async def stream(edge: Edge, http: HttpRequest, job: Job, chunks: Chunks, had: list[int] | None) -> Response:
-    return Streamed(edge, http, job, await opened(edge, job, had), chunks, had)
+    return Streamed(edge, http, job, await opened(edge, job, had, again=chunks.tells_place), chunks, had)
 
 
 def ids_of(edge: Edge, prompt: str | list[int]) -> tuple[int, ...]:

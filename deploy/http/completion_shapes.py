@@ -21,10 +21,14 @@ class CompletionShapes:
     num_top: int | None
     wants_usage: bool
     echoes: tuple[str, ...] | None  # the prompts' texts
+    is_resumed: bool = False  # the prompts were told
     columns: list[Columns] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.columns = [Columns(self.texts, self.num_top or 0) for _ in range(self.job.num_answers)]
+        if self.is_resumed and self.echoes is not None:
+            for answer, columns in enumerate(self.columns):
+                columns.skip(self.job.requests[answer // self.job.num_choices].prompt)
 
     def completion(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [
@@ -52,6 +56,13 @@ class CompletionShapes:
         return choice_of(answer, prompt + choice.text, logprobs, choice.finish_reason)
 
     # A stream's chunks
+
+    @property
+    def tells_place(self) -> bool:
+        return self.num_top is not None
+
+    def pass_over(self, answer: int, piece: Piece) -> None:
+        self.columns[answer].skip(piece.tokens)
 
     def opening(self) -> Iterable[dict[str, Any]]:
         if self.echoes is not None and self.num_top is None:

@@ -89,8 +89,10 @@ class InlineBackend:
         await self._accept(request, terms)
         return self._requests.follow(request.id, request.tenant)
 
-    async def follow(self, request_id: str, tenant: str, had: tuple[int, ...]) -> AsyncIterator[tuple[Part, ...]]:
-        return self._requests.follow(request_id, tenant, had)
+    async def follow(
+        self, request_id: str, tenant: str, had: tuple[int, ...], *, again: bool = False
+    ) -> AsyncIterator[tuple[Part, ...]]:
+        return self._requests.follow(request_id, tenant, had, again=again)
 
     async def cancel(self, request_id: str, tenant: str) -> bool:
         if self._requests.ledger.cancel(request_id, time.monotonic(), tenant) is None:

@@ -45,15 +45,15 @@ class InlineRequests:
         return entry.transcript.completion()
 
     def follow(
-        self, request_id: str, tenant: str, had: tuple[int, ...] | None = None
+        self, request_id: str, tenant: str, had: tuple[int, ...] | None = None, *, again: bool = False
     ) -> AsyncIterator[tuple[Part, ...]]:
-        """The news of a request, from its beginning or behind what its reader has."""
+        """The news of a request, from its beginning or behind what its reader has; `again`: with that too."""
         entry = self.ledger.find(request_id, tenant)
         if had is not None and len(had) != len(entry.pieces):
             raise BadRequest(f"{len(had)} positions came; the request has {len(entry.pieces)} choices", "Last-Event-ID")
         if had is not None and any(number > len(pieces) for number, pieces in zip(had, entry.pieces, strict=True)):
             raise OutOfRange(f"the stream has not come to {'.'.join(map(str, had))} yet", "Last-Event-ID")
-        return self._bursts(entry, had)
+        return self._bursts(entry, (0,) * len(entry.pieces) if again else had)
 
     async def _bursts(self, entry: Entry, had: tuple[int, ...] | None) -> AsyncIterator[tuple[Part, ...]]:
         wants_scores = had is None and entry.request.sampling.prompt_logprobs is not None

@@ -87,8 +87,13 @@ class Columns:
             columns["token_logprobs"].append(number(record.logprob))
             columns["top_logprobs"].append({**top, self.texts.key(record.token): number(record.logprob)})
             columns["text_offset"].append(self.offset)
-            self.offset += len(self._decoder.decode(self.texts.said_by(record.token)))
+            self.skip([record.token])
         return columns
+
+    def skip(self, tokens: Iterable[int]) -> None:
+        """Go on behind these."""
+        for token in tokens:
+            self.offset += len(self._decoder.decode(self.texts.said_by(token)))
 
 
 def joined(parts: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:

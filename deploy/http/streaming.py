@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deploy.http.backend import Part
+from deploy.http.backend import OutOfRange, Part
 from deploy.http.departure import departure
 from deploy.http.dress import wants_msgpack
 from deploy.http.edge import Edge
@@ -40,15 +40,28 @@ class Chunks(Protocol):
         """The chunk for what came to one answer, if there is something to tell."""
         ...
 
+    @property
+    def tells_place(self) -> bool:
+        """Whether a chunk says where in the text it stands, which takes all that was said before."""
+        ...
+
+    def pass_over(self, answer: int, piece: Piece) -> None:
+        """Take note of what the reader of a resumed stream has of one answer."""
+        ...
+
     def closing(self, usages: Sequence[Usage]) -> Iterable[dict[str, Any]]: ...
 
 
-async def opened(edge: Edge, job: Job, had: list[int] | None) -> list[AsyncIterator[tuple[Part, ...]]]:
-    """The job's streams, all of them, or the refusal of the first that cannot be opened."""
+async def opened(
+    edge: Edge, job: Job, had: list[int] | None, *, again: bool = False
+) -> list[AsyncIterator[tuple[Part, ...]]]:
+    """The job's streams, or the refusal of the first that cannot be opened. `again`: with what their reader has."""
     if had is not None:
         places = split_position(had, job.num_choices, len(job.requests))
+        if max(had) > job.requests[0].sampling.max_tokens + 1:  # an end without a token counts too
+            raise OutOfRange("the position lies behind the longest answer that was asked for", "Last-Event-ID")
         return [
-            await edge.backend.follow(request.id, request.tenant, place)
+            await edge.backend.follow(request.id, request.tenant, place, again=again)
             for request, place in zip(job.requests, places, strict=True)
         ]
     try:
@@ -105,6 +118,7 @@ class Streamed(Response):
             await self._put(send, self._framed(self.chunks.opening()))
         try:
             async for number, parts in merged(self.streams):
+                parts = self._unread(number, parts) if self.is_resumed else parts
                 self._measure(parts)
                 frames = b"".join(self._frames_of(number, parts))
                 if frames:
@@ -139,6 +153,17 @@ class Streamed(Response):
             payload = self.chunks.chunk(answer, news)
             if payload is not None:
                 yield self._framed([payload])
+
+    def _unread(self, number: int, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        """Those that the reader of a resumed stream has not got."""
+        unread: list[Part] = []
+        for part in parts:
+            answer = number * self.job.num_choices + part.choice if isinstance(part, Piece) else 0
+            if isinstance(part, Piece) and part.position < self.had[answer]:
+                self.chunks.pass_over(answer, part)
+            else:
+                unread.append(part)
+        return tuple(unread)
 
     def _measure(self, parts: tuple[Part, ...]) -> None:
         answers = [part.choice for part in parts if isinstance(part, Piece)]
