@@ -7,6 +7,7 @@ that was answered can rely on the journal, and a model server never has a reques
 import logging
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from actors.polls import Had, Part, Poll, Polls
 from actors.refusals import JournalFailing, JournalTaken, Unavailable
 from actors.request_stats import NOT_OPEN, RequestServerStats, stats_of
 from actors.root_watch import RootWatch
+from actors.running import Running, running_of
 from actors.system_config import SystemConfig
 from engine.refusal import BadRequest, Refusal
 from engine.wire import unpack_events
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.2
+MAX_SHOWN = 1000
 LOCK_SECONDS = 0.02  # between two tries to get the journal of an owner who is dying
 
 
@@ -59,6 +62,10 @@ class _Cancel:
 
 @dataclass(frozen=True, slots=True)
 class _Stats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Running: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,12 @@ def cancel(server: Server, request_id: str, tenant: str = "") -> bool:
 
 def stats(server: Server, timeout: float | None = 5.0) -> RequestServerStats:
     found: RequestServerStats = call(server, _Stats(), timeout)
+    return found
+
+
+def running(server: Server, timeout: float | None = 5.0) -> tuple[Running, ...]:
+    """The requests that are not finished, those that came first; there may be more than who watches can read."""
+    found: tuple[Running, ...] = call(server, _Running(), timeout)
     return found
 
 
@@ -165,7 +178,7 @@ class RequestServer(GenServer):
     # Messages
 
     def handle_call(self, message: object, from_: From) -> Reply | NoReply:
-        if not self.is_open and not isinstance(message, _Stats):
+        if not self.is_open and not isinstance(message, _Stats | _Running):
             self.early.append((message, from_))
             return NoReply()
         try:
@@ -188,6 +201,8 @@ class RequestServer(GenServer):
                 return Reply(was_living)
             case _Stats():
                 return Reply(self.stats())
+            case _Running():
+                return Reply(self.running())
             case _Drain(is_on):
                 self.is_draining = is_on
                 return Reply(None)
@@ -315,6 +330,12 @@ class RequestServer(GenServer):
             len(self.polls),
             self.is_draining,
         )
+
+    def running(self) -> tuple[Running, ...]:
+        if not self.is_open:
+            return ()
+        living = (entry for entry in self.ledger.entries.values() if not entry.is_finished)
+        return tuple(map(running_of, islice(living, MAX_SHOWN)))
 
 
 def clock_name() -> str:

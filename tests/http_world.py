@@ -17,6 +17,7 @@ import httpx
 import uvicorn
 
 from actors.ledger import LedgerOptions
+from actors.running import Running
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.app import build_app
 from deploy.http.backend import (
@@ -26,7 +27,6 @@ from deploy.http.backend import (
     ModelCard,
     Part,
     Process,
-    Running,
     Stats,
     Terms,
 )

@@ -210,6 +210,27 @@ def test_a_client_that_leaves_is_cancelled(door: Served) -> None:
     wait_until(is_free)
 
 
+def test_who_watches_sees_whole_answers_and_left_streams_being_made(door: Served) -> None:
+    def progress() -> list[bool]:
+        rows = door.client.get("/v1/system").json()["running"]
+        return [row["state"] == "running" and row["generated_tokens"] > 0 for row in rows]
+
+    progress()  # from now on it is looked at often
+    fields: dict[str, Any] = body(max_tokens=LONG, n=4)
+    with ThreadPoolExecutor(1) as threads:
+        whole = threads.submit(door.post, "/v1/completions", fields)
+        wait_until(lambda: progress() == [True])
+        assert whole.result().status_code == 200
+    wait_until(lambda: progress() == [])
+    headers = {"Idempotency-Key": "watched"}
+    with door.client.stream("POST", "/v1/completions", json={**fields, "stream": True}, headers=headers) as response:
+        next(response.iter_lines())
+        public_id = response.headers["x-request-id"]
+    wait_until(lambda: progress() == [True])
+    assert door.client.delete(f"/v1/requests/{public_id}").status_code == 200
+    wait_until(lambda: progress() == [])
+
+
 def test_an_adapter_is_loaded_named_and_unloaded(door: Served) -> None:
     assert door.post("/v1/load_lora_adapter", {"lora_name": "voice"}).json()["parent"] == MODEL
     assert text_of(door, model="voice", max_tokens=10) != text_of(door, max_tokens=10)

@@ -24,12 +24,13 @@ from actors.node import call, exit, whereis
 from actors.pid import Pid, Server
 from actors.progress import BEAT_SECONDS
 from actors.refusals import Unavailable
+from actors.running import Running
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import status
 from deploy.http.actor_requests import chained, check_ending, scores_of, usage_of, words_of
 from deploy.http.actor_view import NO_VIEW, View, process_of, view_of
 from deploy.http.adapter_folder import AdapterFolder
-from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Running, Stats, Terms
+from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Stats, Terms
 from deploy.http.deaths import Deaths
 from engine.completion import Completion
 from engine.limits import Capacity
@@ -62,7 +63,7 @@ class ActorBackend:
         self._booked: dict[str, BookedAdapter] = {}
         self._cards: dict[str, AdapterCard] = {}
         self._clients: dict[str, Client] = {}  # by tenant
-        self._running: dict[str, Running] = {}  # what came through this door
+        self._running: dict[str, Running] = {}  # what came through this door, from the moment it came
         self._view = NO_VIEW
         self._tree = process_of(None)
         self._deaths = Deaths()
@@ -207,7 +208,13 @@ class ActorBackend:
         return replace(self._view.stats, restarts=dict(self._deaths.by_reason))
 
     async def running(self) -> tuple[Running, ...]:
-        return tuple(self._running.values())
+        """What came through this door, and what the request servers had when they were asked last."""
+        self._watched_at = time.monotonic()
+        rows = {row.id: row for row in self._view.running}
+        for row in self._running.values():
+            if row.id not in rows or rows[row.id].generated_tokens < row.generated_tokens:
+                rows[row.id] = row
+        return tuple(rows.values())
 
     async def tree(self) -> Process:
         self._watched_at = time.monotonic()
@@ -247,7 +254,7 @@ class ActorBackend:
         self._view, self._booked = await asking(self._seen, self._lookers)
 
     def _seen(self) -> tuple[View, dict[str, BookedAdapter]]:
-        return view_of(self.config, self._view), self._book.read()
+        return view_of(self.config, self._view, is_watched=self._is_watched), self._book.read()
 
     async def _keep_looking_at_tree(self) -> None:
         """By itself: a supervisor that restarts a child answers when it is done."""

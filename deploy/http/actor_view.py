@@ -7,6 +7,7 @@ from actors import model_server, request_server, sys
 from actors.exits import CallFailed
 from actors.node import whereis
 from actors.request_stats import RequestServerStats
+from actors.running import Running
 from actors.system_config import SystemConfig
 from actors.tree import TreeNode
 from deploy.http.backend import Process, Stats
@@ -23,17 +24,20 @@ class View:
     engine: EngineStats | None  # the latest that was seen, also while there is none
     adapters: tuple[str, ...]
     stats: Stats
+    running: tuple[Running, ...] = ()  # while somebody watches
 
 
 NO_VIEW = View("the system is starting", None, (), Stats(None))
 
 
-def view_of(config: SystemConfig, before: View) -> View:
+def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
     """Look at every server, and wait for none of them for long."""
     partitions, failures = [], []
+    running: list[Running] = []
     for name in config.partition_names:
         try:
             partitions.append(request_server.stats(name, ANSWER_SECONDS))
+            running += request_server.running(name, ANSWER_SECONDS) if is_watched else ()
         except CallFailed:
             failures.append(f"{name} does not answer")
     engine, is_suspended = before.engine, False
@@ -58,6 +62,7 @@ def view_of(config: SystemConfig, before: View) -> View:
         engine,
         adapters,
         Stats(engine, max(0, num_living - num_running), num_running, counts=dict(counts)),
+        tuple(running),
     )
 
 

@@ -7,8 +7,9 @@ reader says how many of each choice it has: so a stream can be left and taken up
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
+from actors.running import Running
 from engine.completion import Completion, Piece, Usage
 from engine.event import PromptScored
 from engine.limits import Capacity
@@ -62,19 +63,6 @@ class AdapterCard:
     rank: int
     num_bytes: int
     loaded_at: float  # seconds since 1970
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A request that is not finished, as the live page shows it."""
-
-    id: str
-    tenant: str
-    adapter: str | None
-    state: Literal["waiting", "running"]
-    prompt_tokens: int
-    generated_tokens: int
-    num_choices: int
 
 
 @dataclass(frozen=True, slots=True)

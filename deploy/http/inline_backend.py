@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 from actors.entry import Entry
 from actors.ledger import LedgerOptions
 from actors.refusals import Unavailable
+from actors.running import Running, running_of
 from deploy.http.adapter_folder import AdapterFolder
-from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Running, Stats, Terms
+from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Stats, Terms
 from deploy.http.engine_thread import Born, Died, EngineThread, Refused, Report, Told
-from deploy.http.inline_requests import InlineRequests, running_of
+from deploy.http.inline_requests import InlineRequests
 from deploy.http.turns import Turns
 from engine.adapter import Adapter
 from engine.completion import Completion

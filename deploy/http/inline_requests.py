@@ -12,7 +12,7 @@ from actors.entry import Entry
 from actors.inbox import refusal_of
 from actors.ledger import Ledger, LedgerOptions
 from actors.refusals import Unavailable
-from deploy.http.backend import Cancelled, OutOfRange, Part, Running, Terms
+from deploy.http.backend import Cancelled, OutOfRange, Part, Terms
 from engine.completion import Completion
 from engine.event import PromptScored
 from engine.refusal import BadRequest
@@ -123,16 +123,3 @@ def check_ending(entry: Entry) -> None:
     for pieces in entry.pieces:
         if pieces and pieces[-1].finish_reason in ("error", "abort"):
             raise Unavailable(pieces[-1].message or "the engine gave the request up")
-
-
-def running_of(entry: Entry) -> Running:
-    request = entry.request
-    return Running(
-        entry.id,
-        request.tenant,
-        request.adapter,
-        "running" if entry.has_started else "waiting",
-        len(request.prompt),
-        entry.num_tokens,
-        request.sampling.n,
-    )

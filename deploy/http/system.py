@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from actors.refusals import UnknownRequest
-from deploy.http.backend import Running
+from actors.running import Running
 from deploy.http.document import failures
 from deploy.http.dress import reply
 from deploy.http.edge import Edge, tenant_of
