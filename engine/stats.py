@@ -1,6 +1,8 @@
 """EngineStats: what an engine is doing and has done, as one frozen record."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +28,16 @@ class EngineStats:
     preemptions: int = 0
     replayed_tokens: int = 0
     replay_mismatches: int = 0
+
+
+def total(parts: Sequence[EngineStats]) -> EngineStats:
+    """Several engines with one kind of block as one: counts are added, adapters are those that any of them has."""
+    first = parts[0]
+    words: dict[str, Any] = {}
+    for field in fields(EngineStats):
+        values = [getattr(part, field.name) for part in parts]
+        is_names = isinstance(values[0], tuple)
+        words[field.name] = (
+            tuple(dict.fromkeys(name for names in values for name in names)) if is_names else sum(values)
+        )
+    return EngineStats(**{**words, "block_size": first.block_size})

@@ -153,10 +153,11 @@ class ActorBackend:
     # Model and adapters
 
     async def card(self) -> ModelCard:
-        engine, options = self._view.engine, self.config.choice.options
-        if engine is None:
+        engines, options = self._view.engines.values(), self.config.choice.options
+        if not engines:
             raise Unavailable(self._view.why_not_ready or "the model is loading")
-        limits = (self._tokenizer.spec.max_tokens, options.max_context, engine.num_blocks * engine.block_size)
+        num_places = min(engine.num_blocks * engine.block_size for engine in engines)
+        limits = (self._tokenizer.spec.max_tokens, options.max_context, num_places)
         capacity = Capacity(self._tokenizer.vocab_size, min(limit for limit in limits if limit is not None))
         fingerprint = hashlib.sha256(repr(self.config.choice).encode()).hexdigest()
         return ModelCard(self.name, capacity, fingerprint, options.max_sequences)

@@ -1,6 +1,7 @@
 """View: one look at the system of processes: what its request servers and model servers say of themselves."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors import model_server, request_server, sys
@@ -11,7 +12,7 @@ from actors.running import Running
 from actors.system_config import SystemConfig
 from actors.tree import TreeNode
 from deploy.http.backend import Process, Stats
-from engine.stats import EngineStats
+from engine.stats import EngineStats, total
 
 ANSWER_SECONDS = 1.0
 
@@ -21,13 +22,13 @@ class View:
     """What was seen last."""
 
     why_not_ready: str | None
-    engine: EngineStats | None  # the latest that was seen, also while there is none
+    engines: Mapping[str, EngineStats]  # of each model server the latest that was seen, also while there is none
     adapters: tuple[str, ...]
     stats: Stats
     running: tuple[Running, ...] = ()  # while somebody watches
 
 
-NO_VIEW = View("the system is starting", None, (), Stats(None))
+NO_VIEW = View("the system is starting", {}, (), Stats(None))
 
 
 def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
@@ -40,7 +41,7 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
             running += request_server.running(name, ANSWER_SECONDS) if is_watched else ()
         except CallFailed:
             failures.append(f"{name} does not answer")
-    engine, is_suspended = before.engine, False
+    engines, is_suspended = dict(before.engines), False
     for name in config.model_names:
         pid = whereis(name)
         if pid is None:
@@ -48,7 +49,8 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
         try:
             is_suspended |= sys.statistics(pid, ANSWER_SECONDS).is_suspended
             if not is_suspended:
-                engine = model_server.stats(pid, ANSWER_SECONDS).engine or engine
+                found = model_server.stats(pid, ANSWER_SECONDS).engine
+                engines |= {} if found is None else {name: found}
         except CallFailed:
             continue
     counts: Counter[str] = Counter()
@@ -59,9 +61,15 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
     adapters = partitions[0].adapters if partitions else before.adapters
     return View(
         "the engine is suspended" if is_suspended else why_not(partitions, failures),
-        engine,
+        engines,
         adapters,
-        Stats(engine, max(0, num_living - num_running), num_running, counts=dict(counts)),
+        Stats(
+            total(tuple(engines.values())) if engines else None,
+            max(0, num_living - num_running),
+            num_running,
+            counts=dict(counts),
+            num_engines=config.replicas,
+        ),
         tuple(running),
     )
 

@@ -78,13 +78,14 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts since the start, over all lives of the engine, but for `engine`, which is the present one's."""
+    """Counts since the start, over all lives of the engines, but for `engine`: the present ones', added up."""
 
     engine: EngineStats | None
     num_waiting: int = 0  # accepted, and not yet in the batch
     num_running: int = 0
     restarts: Mapping[str, int] = field(default_factory=dict)  # by reason
     counts: Mapping[str, int] = field(default_factory=dict)  # what the request servers counted
+    num_engines: int = 1  # at work at a time
 
 
 class Backend(Protocol):

@@ -80,9 +80,8 @@ class Told:
         yield gauge("requests_waiting", "Requests accepted, and not yet in the batch", stats.num_waiting)
         yield gauge("requests_running", "Requests in the batch", stats.num_running)
         running = stats.engine.num_running if stats.engine is not None else 0
-        yield gauge(
-            "batch_occupancy", "Choices in the batch, of those it can hold", running / card.max_sequences if card else 0
-        )
+        places = card.max_sequences * stats.num_engines if card is not None else 0
+        yield gauge("batch_occupancy", "Choices in the batch, of those it can hold", running / places if places else 0)
         restarts = CounterMetricFamily("genserve_restarts", "Lives of the engine that ended", labels=["reason"])
         for reason, count in stats.restarts.items():
             restarts.add_metric([reason], count)
