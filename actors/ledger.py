@@ -262,6 +262,8 @@ class Ledger:
             elif entry.take(event):
                 touched.add(entry.id)
                 work += self._progress(entry, event)
+                if isinstance(event, TokenEvent) and event.position == 0:
+                    self.load.saw_first_token(now - entry.accepted.now)
                 if isinstance(event, TokenEvent | ChoiceEnded) and entry.transcript.is_finished:
                     self._finish(entry, now)
             elif isinstance(event, TokenEvent):

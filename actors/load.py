@@ -4,7 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from actors.refusals import Overloaded
+from actors.refusals import DeadlinePassed, Overloaded
 
 WINDOW_SECONDS = 5.0
 MARGIN = 1.1  # a promise that is exact is broken by the first disturbance
@@ -38,9 +38,13 @@ class Load:
     max_tokens: int
     owed_tokens: int = 0
     pace: Pace = field(default_factory=Pace)
+    soonest_seconds: float = 0.0  # from a request to its first token, the shortest that was seen
+
+    def saw_first_token(self, seconds: float) -> None:
+        self.soonest_seconds = min(self.soonest_seconds or seconds, seconds)
 
     def check(self, cost: int, num_living: int, now: float, deadline: float | None) -> None:
-        """Refuse what is too much, and what would be late.
+        """Refuse what is too much, what cannot be done in its time, and what would be late behind others.
 
         Who is in the batch shares it with all others there, also with those that come later and take the place of who
         leaves. So a request takes as long as if all had as much to do as it has, or until all is done that is owed now.
@@ -52,9 +56,15 @@ class Load:
                 f"this request may take {cost} more",
                 retry_after_seconds=self.seconds_for(excess),
             )
-        rate = self.pace.rate()
-        if deadline is None or rate is None or not self.owed_tokens:
+        if deadline is None:
             return
+        if deadline - now < self.soonest_seconds:
+            raise too_short(deadline - now, self.soonest_seconds)
+        rate = self.pace.rate()
+        if rate is None or not self.owed_tokens:
+            return
+        if cost / rate > deadline - now:  # were it alone
+            raise too_short(deadline - now, cost / rate)
         work = MARGIN * max(self.owed_tokens + cost, cost * (num_living + 1))
         late = now + work / rate - deadline
         if late > 0:
@@ -67,3 +77,11 @@ class Load:
         """How long so much work takes at the present pace."""
         rate = self.pace.rate() or 100.0
         return min(max(num_tokens / max(rate, 1.0), 0.1), 60.0)
+
+
+def too_short(left: float, wanted: float) -> DeadlinePassed:
+    """Not a matter of who else is there, so nothing is won by coming back."""
+    return DeadlinePassed(
+        f"the deadline is too short: {left:.3f} s are left, and such a request takes {wanted:.3f} s at least",
+        "deadline",
+    )

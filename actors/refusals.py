@@ -29,7 +29,7 @@ class UnknownRequest(Refusal):
 
 
 class DeadlinePassed(Refusal):
-    """The time that the request was given is over."""
+    """The time that the request was given is over, or too short for anything."""
 
     code: ClassVar[str] = "deadline_passed"
 

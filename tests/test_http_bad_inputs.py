@@ -558,6 +558,14 @@ def test_a_full_queue_says_when_to_come_back_and_what_was_accepted_is_finished()
     assert error_of(answers[0].content)["code"] == "queue_full"
 
 
+def test_a_deadline_that_nobody_can_keep_is_refused_at_once_and_nothing_is_scheduled(door: Served) -> None:
+    assert door.complete().status_code == 200  # so it is known how long a first token takes at least
+    door.backend._requests.ledger.load.soonest_seconds = 0.002
+    for fields in ({}, {"stream": True}, {"prompt": ["a", "b"]}):
+        assert refused(door, {"deadline_ms": 1, **fields}, status=408)["code"] == "deadline_passed"
+    door.backend._requests.ledger.load.soonest_seconds = 0.0
+
+
 def test_of_several_prompts_all_are_accepted_or_none() -> None:
     with served(tiny_backend(limits=LedgerOptions(max_owed_tokens=500))) as opened:
         answer = opened.post(COMPLETE, {"prompt": ["a", "b", "c"], "max_tokens": 200})

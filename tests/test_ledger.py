@@ -106,9 +106,21 @@ def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
         accept(ledger, request_of("late"), 5.0, deadline=5.0)
     for step in range(10):
         tell(ledger, "model/1", [event_at(request_of("r0", 100), 0, step)], now=float(step))
-    with pytest.raises(Overloaded):
+    with pytest.raises(DeadlinePassed, match="too short"):  # at a token a second, were it alone
         accept(ledger, request_of("soon"), 10.0, deadline=11.0)
+    with pytest.raises(Overloaded):  # because of the others
+        accept(ledger, request_of("soon"), 10.0, deadline=30.0)
     assert accept(ledger, request_of("whenever"), 10.0, deadline=10_000.0)
+
+
+def test_a_deadline_before_any_token_ever_came_is_refused_at_once_also_where_nothing_waits() -> None:
+    ledger = started(request_of("a"))
+    tell(ledger, "model/1", [event_at(request_of("a"), 0, place) for place in range(6)], now=0.5)
+    assert ledger.load.owed_tokens == 0
+    with pytest.raises(DeadlinePassed, match="too short"):
+        accept(ledger, request_of("soon"), 10.0, deadline=10.4)
+    assert ledger.counts["accepted"] == 1
+    assert accept(ledger, request_of("later"), 10.0, deadline=10.6)
 
 
 def test_owed_work_returns_to_nothing() -> None:
