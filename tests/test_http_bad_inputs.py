@@ -231,11 +231,22 @@ def test_another_method_is_told_which_there_is(door: Served) -> None:
     error_of(answer.content)
 
 
-def test_thousands_of_requests_at_once_on_one_connection_are_answered_in_turn(door: Served) -> None:
+def test_of_thousands_of_requests_at_once_on_one_connection_some_are_answered_and_one_refused(door: Served) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = door.raw(request * 10_000, 60.0)
+    assert answer.count(b"HTTP/1.1 200") == framing.MAX_PIPELINED + 1
+    last = answer[answer.rindex(b"HTTP/1.1") :]
+    assert status_of(last) == 429 and b"retry-after" in last and b"connection: close" in last
+    assert error_of(last.partition(b"\r\n\r\n")[2])["code"] == "queue_full"
+
+
+def test_who_waits_for_answers_may_ask_often_on_one_connection_and_some_may_go_ahead(door: Served) -> None:
+    for _ in range(2 * framing.MAX_PIPELINED):
+        assert door.client.get("/health").status_code == 200
     request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    answer = door.raw(request * 1_999 + last, 60.0)
-    assert answer.count(b"HTTP/1.1 200") == 2_000
+    answer = door.raw(request * (framing.MAX_PIPELINED - 1) + last)
+    assert answer.count(b"HTTP/1.1 200") == framing.MAX_PIPELINED
 
 
 # JSON

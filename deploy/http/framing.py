@@ -14,7 +14,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
-from actors.refusals import Unavailable
+from actors.refusals import Overloaded, Unavailable
 from deploy.http.errors import TooLarge, TooSlow, error_body, headers_of
 from engine.refusal import BadRequest, Refusal
 
@@ -23,9 +23,16 @@ MAX_HEADERS = 100
 MAX_SMALL_CHUNKS = 2048  # of a body, if they are small on average
 MIN_CHUNK_BYTES = 64
 HEAD_SECONDS = 10.0
-LINGER_SECONDS = 5.0  # in which the rest of a body that was refused may still come, unread
+LINGER_SECONDS = 5.0  # in which the rest of what was refused may still come, unread
 MAX_CONNECTIONS = 4096
-REFUSALS: dict[int, type[Refusal]] = {408: TooSlow, 413: TooLarge, 431: TooLarge, 503: Unavailable}  # else BadRequest
+MAX_PIPELINED = 64  # requests in a row that did not wait for the answer before
+REFUSALS: dict[int, type[Refusal]] = {  # else BadRequest
+    408: TooSlow,
+    413: TooLarge,
+    429: Overloaded,
+    431: TooLarge,
+    503: Unavailable,
+}
 
 
 @dataclass(slots=True)
@@ -92,12 +99,14 @@ class StrictProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self.conn = Parser()
         self._head_timer: asyncio.TimerHandle | None = None
+        self._num_pipelined = 0
+        self._is_parting = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            self.conn.fault = Fault(503, f"{MAX_CONNECTIONS} connections are open, and that is the limit")
-            self.send_400_response("")
+            self._refuse(503, f"{MAX_CONNECTIONS} connections are open, and that is the limit")
+            self.transport.close()  # and does not stay among them
             return
         self._await_head()
 
@@ -106,6 +115,10 @@ class StrictProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_parting:
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self._num_pipelined = 0
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._cancel_head_timer()
@@ -113,13 +126,18 @@ class StrictProtocol(H11Protocol):
             self._await_head()
 
     def on_response_complete(self) -> None:
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
+            self._num_pipelined += 1
+            if self._num_pipelined > MAX_PIPELINED:
+                self.conn.start_next_cycle()
+                self._refuse(429, f"{MAX_PIPELINED} requests in a row did not wait for their answers")
+                return
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
-            # Closing at once would reset the connection, and the client might not see its answer.
             self.loop.call_later(LINGER_SECONDS, self._stop_lingering, self.cycle)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what the parser found, if an answer can still be given, and close."""
+        """Answer what the parser found, if an answer can still be given, and part."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self.transport.is_closing():
             self.transport.close()
             return
@@ -139,7 +157,25 @@ class StrictProtocol(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self._part()
+
+    def _refuse(self, status: int, message: str) -> None:
+        self.conn.fault = Fault(status, message)
+        self.send_400_response("")
+
+    def _part(self) -> None:
+        """Say no more, and let what is on its way come for a while, unread.
+
+        Closing at once would reset the connection, and the client might not see its answer.
+        """
+        self._is_parting = True
+        self._cancel_head_timer()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
@@ -155,5 +191,4 @@ class StrictProtocol(H11Protocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        self.conn.fault = Fault(408, f"the request's head did not come within {HEAD_SECONDS:g} seconds")
-        self.send_400_response("")
+        self._refuse(408, f"the request's head did not come within {HEAD_SECONDS:g} seconds")
