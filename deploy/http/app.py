@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,6 +21,7 @@ from deploy.http.completing import completing
 from deploy.http.completion_fields import CompletionFields
 from deploy.http.departure import Departed
 from deploy.http.document import EVERYWHERE, describe
+from deploy.http.dress import reply
 from deploy.http.edge import Edge
 from deploy.http.errors import MethodNotAllowed, NotFound, Unexpected, error_response
 from deploy.http.health import health
@@ -62,6 +64,7 @@ def build_app(
         title="genserve",
         description="OpenAI's interface to the models of this server, and some words beyond it.",
         lifespan=lifespan,
+        openapi_url=None,  # which would be JSON for everybody
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
@@ -71,7 +74,15 @@ def build_app(
     )
     for router in (completing(edge), models(edge), tokenizing(edge), system(edge, history), health(edge), page()):
         api.include_router(router)
-    api.openapi = lambda: describe(api, BODIES, wants_key=len(keys) > 0)  # type: ignore[method-assign]
+
+    @cache
+    def described() -> dict[str, Any]:
+        return describe(api, BODIES, wants_key=len(keys) > 0)
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def description(http: HttpRequest) -> Response:
+        return reply(http.scope, described())
+
     return Tally(Hosts(KeyCheck(Bodies(api), keys), hosts), edge.meters)
 
 

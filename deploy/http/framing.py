@@ -5,7 +5,7 @@ that are worth their frame, and a time by which a request's head must be there.
 """
 
 import asyncio
-import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
 from actors.refusals import Overloaded, Unavailable
-from deploy.http.errors import TooLarge, TooSlow, error_body, headers_of
+from deploy.http.errors import TooLarge, TooSlow, error_response
 from engine.refusal import BadRequest, Refusal
 
 MAX_HEAD_BYTES = 32 << 10
+ACCEPT = re.compile(rb"^accept:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 MAX_HEADERS = 100
 MAX_SMALL_CHUNKS = 2048  # of a body, if they are small on average
 MIN_CHUNK_BYTES = 64
@@ -51,6 +52,19 @@ class Parser(h11.Connection):
         self.fault = Fault(400, "this is not HTTP/1.1")
         self._num_chunks = 0
         self._num_bytes = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._latest = b""
+
+    def receive_data(self, data: bytes) -> None:
+        self._latest = data
+        super().receive_data(data)
+
+    def told_headers(self) -> list[tuple[bytes, bytes]]:
+        """The request's headers; of one that cannot be read what its latest bytes say of the answer it accepts."""
+        if self.their_state is not h11.IDLE and self._headers:
+            return self._headers
+        found = ACCEPT.search(self._latest)
+        return [] if found is None else [(b"accept", found[1])]
 
     def next_event(self) -> Any:
         try:
@@ -61,7 +75,10 @@ class Parser(h11.Connection):
             raise
         if isinstance(event, h11.Request):
             self._num_chunks = self._num_bytes = 0
+            self._headers = list(event.headers)
             self._check_head(event)
+        elif isinstance(event, h11.EndOfMessage):
+            self._headers = []
         elif isinstance(event, h11.Data):
             self._num_chunks += 1
             self._num_bytes += len(event.data)
@@ -143,17 +160,12 @@ class StrictProtocol(H11Protocol):
             return
         fault = self.conn.fault
         refusal = REFUSALS.get(fault.status, BadRequest)(fault.message)
-        body = json.dumps(error_body(refusal)).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-            *((name.encode(), value.encode()) for name, value in headers_of(refusal).items()),
-        ]
+        answer = error_response(refusal, {"headers": self.conn.told_headers()})
+        headers = [*answer.raw_headers, (b"connection", b"close")]
         reason = STATUS_PHRASES.get(fault.status, b"")
         for event in (
             h11.Response(status_code=fault.status, headers=headers, reason=reason),
-            h11.Data(data=body),
+            h11.Data(data=bytes(answer.body)),
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
