@@ -7,7 +7,7 @@ import pytest
 from loaders.adapters import save_adapter
 from tests.browser import Browser, browsing, is_there
 from tests.engines import random_adapter, tiny_model
-from tests.http_world import Pace, Served, events_of, served, tiny_backend
+from tests.http_world import Pace, ScriptedBackend, Served, events_of, served, tiny_backend
 
 pytestmark = pytest.mark.skipif(not is_there(), reason="needs Debian's chromium and chromium-driver")
 
@@ -66,6 +66,35 @@ def test_posts_are_written_side_by_side_each_with_its_length_and_speed(page: Bro
         assert f"{len(text)} characters" in whole and "tokens/s" in whole and "Copy" in whole
 
 
+def test_a_cards_speed_is_in_tokens_however_many_come_at_once(page: Browser) -> None:
+    said = page.wait(
+        """import("/page/card.js").then(({ Card }) => {
+          const [card, clock] = [new Card(), performance.now];
+          let now = 1000;
+          performance.now = () => now;
+          card.add({ role: "assistant" }, null, 0);
+          card.add({ content: "a" }, null, 1);
+          now += 2000;
+          card.add({ content: "bcd" }, null, 41);
+          performance.now = clock;
+          return card.told.textContent;
+        })"""
+    )
+    assert said == "4 characters · 41 tokens · 20 tokens/s"
+
+
+def test_a_card_is_copied(page: Browser, door: Served) -> None:
+    page.share_clipboard(door.url)
+    page.fill("#write input[name=count]", "1")
+    page.fill("#write input[name=tokens]", "10")
+    page.click("#write button.primary")
+    page.wait("document.querySelector('#write .card .text')?.textContent && !document.querySelector('#write .writing')")
+    page.click("#write .card button")
+    page.wait("document.querySelector('#write .card button').textContent === 'Copied'")
+    assert page.wait("navigator.clipboard.readText()") == page.text("#write .card .text")
+    page.wait("document.querySelector('#write .card button').textContent === 'Copy'")
+
+
 def test_writing_can_be_stopped_and_the_engine_is_free_again(page: Browser, engine: Pace) -> None:
     engine.allow(20)
     page.fill("#write input[name=tokens]", "700")
@@ -103,6 +132,27 @@ def test_what_a_user_writes_is_shown_as_text(page: Browser) -> None:
     page.wait("document.querySelector('.turn.user .text')?.textContent.includes('<b>bold</b>')")
     page.click("#chat button[name=clear]")
     assert page.run("return window.broken === undefined && document.querySelector('.turns img') === null")
+
+
+def test_what_a_model_writes_is_shown_as_text(page: Browser) -> None:
+    text = "<img src=x onerror='window.broken = 1'><script>window.broken = 1</script><b>bold</b> & &amp;"
+    with served(ScriptedBackend(text)) as other:
+        page.go(f"{other.url}/")
+        page.wait("document.querySelector('#status .label').textContent === 'scripted'")
+        for view in ("write", "compare"):
+            show(page, view)
+            page.fill(f"#{view} input[name=tokens]", "200")
+            page.wait("document.querySelectorAll('#compare .boxes input').length === 1")
+            page.click(f"#{view} button.primary")
+            page.wait(f"document.querySelector('#{view} .card') && !document.querySelector('#{view} .writing')")
+            assert page.text(f"#{view} .card .text") == text
+        show(page, "chat")
+        page.fill("#chat textarea", "Hello")
+        page.press(ENTER)
+        page.wait("document.querySelector('.turn.assistant .text')?.textContent.endsWith('&amp;')")
+        assert page.text(".turn.assistant .text") == text
+        assert page.run("return window.broken === undefined && !document.querySelector('.text img, .text b')")
+        page.go("about:blank")
 
 
 def test_an_adapter_is_loaded_compared_and_unloaded(page: Browser, door: Served) -> None:
@@ -154,6 +204,25 @@ def test_suspending_holds_a_text_and_resuming_lets_it_go_on(page: Browser) -> No
     assert "suspended" in page.text("#status")
     page.click("#live button[name=suspend]")
     page.wait("document.querySelector('#live button[name=suspend]').textContent === 'Suspend'")
+
+
+def test_the_live_view_changes_while_a_text_is_written(page: Browser, engine: Pace) -> None:
+    show(page, "live")
+    shown = (
+        "[...document.querySelectorAll('.batch tbody tr:not(.none)')]"
+        ".map(row => [row.children[2].textContent, Number(row.children[4].textContent)])"
+    )
+    engine.allow(40)
+    page.click("#live button[name=start]")
+    page.wait(f"JSON.stringify({shown}.map(([state, count]) => [state, count > 20])) === '[[\"running\",true]]'")
+    before, blocks = page.run(f"return {shown}")[0][1], page.text(".cache .legend dd")
+    engine.allow(80)
+    page.wait(f"{shown}[0][1] >= {before} + 60")
+    assert int(page.text(".cache .legend dd")) > int(blocks) > 0
+    engine.allow()
+    page.click("#live button[name=start]")
+    page.wait(f"{shown}.length === 0 && document.querySelector('.batch').textContent.includes('Nothing runs')")
+    page.wait("Number(document.querySelector('.cache .legend dd').textContent) === 0")
 
 
 def test_the_live_view_draws_the_last_minutes(page: Browser) -> None:

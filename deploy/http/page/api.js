@@ -14,7 +14,8 @@ export async function call(method, path, body) {
   return answer;
 }
 
-// A chat completion as it is written: `told` gets every chunk. It survives lost connections, because its key makes it
+// A chat completion as it is written: `told` gets every chunk, and how many tokens each answer has by then, which is
+// what an event's id says. It survives lost connections, because its key makes it
 // the same request again and the last event's id says how much of it is here.
 export class Stream {
   constructor(body, told) {
@@ -66,8 +67,8 @@ export class Stream {
 
   take(id, chunk) {
     if (chunk.error) throw new Refused(chunk.error.message);
-    this.told(chunk);
     if (id) this.last = id;
+    this.told(chunk, id ? id.split(":")[1].split(".").map(Number) : []);
   }
 }
 

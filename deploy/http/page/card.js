@@ -11,7 +11,8 @@ export class Card {
     const heading = title === null ? null : h("h3", {}, title);
     this.meta = h("div", { className: "meta" }, this.told, this.copy);
     this.element = h("article", { className: "card" }, heading, this.words, this.meta);
-    this.count = 0;
+    this.count = 0; // tokens
+    this.first = null; // how many came at once, from when on the time counts
     this.began = null;
   }
 
@@ -19,14 +20,17 @@ export class Card {
     return this.words.textContent;
   }
 
-  add(delta, finish) {
-    this.began ??= performance.now();
+  add(delta, finish, count = this.count) {
+    this.count = count;
+    if (delta.content || delta.reasoning_content) {
+      this.began ??= performance.now();
+      this.first ??= count;
+    }
     if (delta.reasoning_content) this.think(delta.reasoning_content);
     if (delta.content) this.words.append(delta.content);
-    if (delta.content || delta.reasoning_content) this.count += 1;
-    const seconds = (performance.now() - this.began) / 1000;
-    const speed = this.count > 1 && seconds > 0 ? ` · ${number((this.count - 1) / seconds)} tokens/s` : "";
-    this.told.textContent = `${number([...this.text].length)} characters${speed}`;
+    const seconds = this.began === null ? 0 : (performance.now() - this.began) / 1000;
+    const speed = seconds > 0 ? ` · ${number((count - this.first) / seconds)} tokens/s` : "";
+    this.told.textContent = `${number([...this.text].length)} characters · ${number(count)} tokens${speed}`;
     if (finish) this.end();
   }
 

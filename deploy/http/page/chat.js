@@ -38,9 +38,9 @@ export function chat(section) {
     const body = bodyOf(turns);
     turns.push(turn);
     show();
-    const mine = (stream = new Stream(body, (chunk) => {
+    const mine = (stream = new Stream(body, (chunk, counts) => {
       atTheEnd(() => {
-        for (const choice of chunk.choices) card.add(choice.delta, choice.finish_reason);
+        for (const choice of chunk.choices) card.add(choice.delta, choice.finish_reason, counts[0]);
       });
       turn.content = card.text;
     }));

@@ -46,8 +46,8 @@ export function compare(section) {
       temperature: fields.temperature.valueAsNumber,
       max_tokens: fields.tokens.valueAsNumber,
     };
-    return new Stream(body, (chunk) => {
-      for (const choice of chunk.choices) card.add(choice.delta, choice.finish_reason);
+    return new Stream(body, (chunk, counts) => {
+      for (const choice of chunk.choices) card.add(choice.delta, choice.finish_reason, counts[0]);
     });
   }
 }

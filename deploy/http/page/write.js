@@ -31,8 +31,8 @@ export function write(section) {
     await stream?.stop();
     const cards = Array.from({ length: fields.count.valueAsNumber }, () => new Card());
     place.replaceChildren(...cards.map((card) => card.element));
-    const mine = (stream = new Stream(bodyOf(fields, cards.length), (chunk) => {
-      for (const choice of chunk.choices) cards[choice.index].add(choice.delta, choice.finish_reason);
+    const mine = (stream = new Stream(bodyOf(fields, cards.length), (chunk, counts) => {
+      for (const choice of chunk.choices) cards[choice.index].add(choice.delta, choice.finish_reason, counts[choice.index]);
     }));
     form.elements.stop.hidden = false;
     try {
