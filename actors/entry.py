@@ -103,9 +103,13 @@ class Entry:
             events.extend(event_of(self.id, piece) for piece in pieces)
         return events
 
-    def since(self, had: tuple[int, ...]) -> list[Piece]:
-        """The pieces that a client has not got yet, given how many of each choice it has."""
-        return [piece for pieces, number in zip(self.pieces, had, strict=True) for piece in pieces[number:]]
+    def since(self, had: tuple[int, ...], most: int | None = None) -> list[Piece]:
+        """The pieces that a client has not got yet, given how many of each choice it has; `most` of each choice."""
+        return [
+            piece
+            for pieces, number in zip(self.pieces, had, strict=True)
+            for piece in pieces[number : None if most is None else number + most]
+        ]
 
     def kept(self, now: float) -> Kept:
         """All of it as one record."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from actors import refusals
-from actors.polls import End, Had, Part, PlainPiece, piece_of
+from actors.polls import MAX_PIECES, End, Had, Part, PlainPiece, piece_of
 from engine import refusal as engine_refusals
 from engine.completion import Completion, Piece
 from engine.event import TokenLogprob
@@ -47,6 +47,11 @@ class Inbox:
     @property
     def is_over(self) -> bool:
         return self.end is not None or self.failure is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its reader is so far behind that it should hear no more for now."""
+        return self.had is not None and len(self._pieces) >= MAX_PIECES * len(self.had)
 
     @property
     def has_pieces(self) -> bool:

@@ -22,6 +22,7 @@ from actors.turnstile import Turnstile
 Answer = TypeVar("Answer")
 RETRY_SECONDS = 0.03
 POLL_SECONDS = 2.0
+FULL_SECONDS = 0.1  # while somebody reads too slowly, who may have caught up by then
 
 
 class Line:
@@ -110,11 +111,12 @@ class Line:
                 self._changed.wait_for(lambda: self._polled or self._is_closed)
                 if self._is_closed:
                     return
-                wants: dict[str, Had | None] = {name: self._inboxes[name].wants for name in self._polled}
-            self._poll(wants)
+                full = tuple(name for name in self._polled if self._inboxes[name].is_full)
+                wants = {name: self._inboxes[name].wants for name in self._polled.difference(full)}
+            self._poll(wants, full)
 
-    def _poll(self, wants: dict[str, Had | None]) -> None:
-        message = Poll(wants, POLL_SECONDS, self.listener, self.tenant)
+    def _poll(self, wants: dict[str, Had | None], full: tuple[str, ...]) -> None:
+        message = Poll(wants, FULL_SECONDS if full else POLL_SECONDS, self.listener, self.tenant, full)
         try:
             parts = self.ask(lambda pid: request_server.poll(pid, message))
         except Unavailable as refusal:

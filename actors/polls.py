@@ -4,6 +4,7 @@ A client asks for all its requests at once and says how many pieces of each it h
 it that a crash could lose, and one message carries a step's tokens to all its streams.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from actors.refusals import UnknownRequest
 from engine.completion import Completion, Piece, Usage
 from engine.event import FinishReason, TokenLogprob
 
+MAX_PIECES = 128  # of a choice in one answer, and unread in one inbox; the rest stays where it is, in the ledger
 Had = tuple[int, ...]
 PlainPiece = tuple[int, int, str, tuple[int, ...], FinishReason | None, str, TokenLogprob | None, str | None]
 """The fields of a Piece: tuples cross processes at a fraction of a record's cost."""
@@ -27,6 +29,7 @@ class Poll:
     wait_seconds: float = 2.0
     listener: str = ""  # what this client submits while it waits is added to its wants
     tenant: str = ""
+    kept: tuple[str, ...] = ()  # requests of which it wants no news now, having more of them than it can use
 
 
 class End(NamedTuple):
@@ -72,6 +75,7 @@ class Polls:
 
     def ask(self, poll: Poll, from_: From, now: float) -> list[Part]:
         """What there is to say now; if nothing, the poll waits."""
+        self.touch(poll.kept, now)
         wants = {**self._joined.pop(poll.listener, {}), **poll.wants}
         parts = self.news(wants, poll.tenant, now)
         if parts or poll.wait_seconds <= 0:
@@ -112,8 +116,8 @@ class Polls:
         self._joined = {name: wants for name, wants in self._joined.items() if wants.keys() & living}
         return [self._end(ref) for ref, waiting in list(self._waiting.items()) if waiting.until <= now]
 
-    def touch(self, wants: dict[str, Had | None], now: float) -> None:
-        for request_id in wants:
+    def touch(self, request_ids: Iterable[str], now: float) -> None:
+        for request_id in request_ids:
             entry = self.ledger.entries.get(request_id)
             if entry is not None:
                 entry.seen_at = now
@@ -153,11 +157,13 @@ def fits(had: Had | None, entry: Entry) -> bool:
 def part_of(entry: Entry, had: Had | None) -> Part | None:
     if had is None:
         return Part(entry.id, [], end_of(entry, is_whole=True)) if entry.is_finished else None
-    pieces = [plain_piece(piece) for piece in entry.since(had)]
+    pieces = [plain_piece(piece) for piece in entry.since(had, MAX_PIECES)]
     if not pieces and not entry.is_finished:
         return None
     scores = None if any(had) else entry.prompt_logprobs
-    return Part(entry.id, pieces, end_of(entry, is_whole=False) if entry.is_finished else None, scores)
+    is_cut = any(len(there) > number + MAX_PIECES for there, number in zip(entry.pieces, had, strict=True))
+    end = end_of(entry, is_whole=False) if entry.is_finished and not is_cut else None
+    return Part(entry.id, pieces, end, scores)
 
 
 def end_of(entry: Entry, *, is_whole: bool) -> End:

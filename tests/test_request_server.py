@@ -16,7 +16,7 @@ from actors.messages import Attach, Detach
 from actors.model_server import ModelServer
 from actors.node import call, cast, exit, spawn
 from actors.pid import Pid
-from actors.polls import End, Part, Poll
+from actors.polls import MAX_PIECES, End, Part, Poll
 from actors.refusals import Conflict, JournalFailing, Overloaded, RequestPoisoned, Unavailable, UnknownRequest
 from actors.request_server import RequestServer, Submit
 from actors.request_stats import RequestServerStats
@@ -209,6 +209,33 @@ def test_a_stream_goes_on_behind_what_its_client_has(tmp_path: Path) -> None:
         for beyond in ((99, 0, 0, 0), (-1, 0, 0, 0), (0,)):
             end = made.poll(request, had={request.id: beyond})[request.id].end
             assert isinstance(end, End) and end.code == "unknown_request"
+
+
+def test_a_long_answer_comes_in_parts_of_a_bounded_size(tmp_path: Path) -> None:
+    request = ask("long", 5, max_tokens=MAX_PIECES + 40, n=2, temperature=1.0, seed=1)
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(request)
+        made.node.run()
+        first = made.poll(request)["long"]
+        assert (len(first.pieces), first.end) == (2 * MAX_PIECES, None)
+        rest = made.poll(request, had={"long": (MAX_PIECES, MAX_PIECES)})["long"]
+        assert len(rest.pieces) == 80 and rest.end is not None
+        expected = undisturbed(tmp_path, [request])
+        assert same(Part("long", [*first.pieces, *rest.pieces], rest.end), expected["long"])
+
+
+def test_who_has_more_than_it_can_use_is_still_there(tmp_path: Path) -> None:
+    (request,) = mixed_requests(1)
+    with bench(tmp_path) as made:
+        made.node.run()
+        exit(made.model, SHUTDOWN)
+        made.node.run()
+        made.submit(request, lease_seconds=5.0)
+        for _ in range(3):
+            made.node.advance(4.0)
+            assert request_server.poll(made.requests, Poll({}, 0, kept=(request.id,))) == []
+        assert made.stats().num_living == 1
 
 
 def test_what_a_client_submits_between_two_polls_is_told_in_the_second(tmp_path: Path) -> None:
