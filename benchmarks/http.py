@@ -7,7 +7,8 @@
 
 Server and clients are two processes, and a client does nothing but count, so the server's cost is what is measured;
 where there are few cores the clients' share is taken from the server all the same. Slow readers stop reading at all:
-what the kernels' buffers take is all they get.
+what the kernels' buffers take is all they get. What they cost is measured while their answers are being made, beside
+as many that read and are otherwise the same.
 """
 
 import argparse
@@ -17,7 +18,11 @@ import multiprocessing
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,6 +36,7 @@ from engine.request import Request, Sampling
 
 PROMPT = "The sea is"
 PATH = "/v1/completions"
+CROWD_TOKENS = 1500
 GREEDY = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
 
 
@@ -145,52 +151,114 @@ async def first_inside(backend: InlineBackend, request: Request) -> float:
     return first
 
 
-def slow_readers(settings: Settings, port: int, count: int) -> float:
-    """How much faster the others are without them, before and after: 1.0 is no difference."""
-    before = rate(port, settings.streams, settings.tokens)
-    body = body_of(64)
+def slow_readers(settings: Settings, port: int, processes: dict[str, int], rounds: int = 3) -> None:
+    """Others' rate beside a crowd that reads and beside one that does not, while it is being answered."""
+    door = processes.get("door", processes.get("server", 0))
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(rounds):
+        for is_reading in (True, False):
+            before = memory_of(door)
+            with crowd(port, settings.crowd, is_reading=is_reading):
+                rates[is_reading].append(rate(port, settings.streams, settings.tokens))
+                num_left = held(port, {})["streams"]
+                kilobytes = (memory_of(door) - before) / 1024 / settings.crowd
+            wait_until_idle(port)
+            told(
+                f"tokens a second beside {settings.crowd} that {'read' if is_reading else 'do not'}",
+                rates[is_reading][-1],
+            )
+            told("   streams still open then, and the door's KB for each", f"{num_left:.0f}, {kilobytes:.1f}")
+    ratios = [without / beside for beside, without in zip(rates[True], rates[False], strict=True)]
+    told("others' rate beside those who do not read, of that beside those who do", median(ratios))
+
+
+@contextmanager
+def crowd(port: int, count: int, *, is_reading: bool) -> Iterator[None]:
+    """So many streams that go on for as long as this is entered, in a process of their own."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=run_crowd, args=(port, count, is_reading, theirs), daemon=True)
+    process.start()
+    assert ours.recv() == "asked"
+    while sum(row["generated_tokens"] > 0 for row in looked(port)["running"]) < count:
+        time.sleep(0.2)
+    yield
+    process.kill()
+    process.join()
+
+
+def run_crowd(port: int, count: int, is_reading: bool, orders: Connection) -> None:
+    allow_descriptors()
+    body = body_of(CROWD_TOKENS)
+
+    async def read_all() -> None:
+        streams = [asyncio.ensure_future(stream(port, body)) for _ in range(count)]
+        orders.send("asked")
+        await asyncio.gather(*streams)
+
+    if is_reading:
+        asyncio.run(read_all())
+        return
     readers = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     for reader in readers:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.sendall(head(body) + body)
-    wait_until_idle(port)
-    with_them = rate(port, settings.streams, settings.tokens)
-    for reader in readers:
-        reader.close()
-    wait_until_idle(port)
-    after = rate(port, settings.streams, settings.tokens)
-    told("tokens a second before, with and after them", f"{before:.0f} {with_them:.0f} {after:.0f}")
-    return (before + after) / 2 / with_them
+    orders.send("asked")
+    orders.recv()  # until it is ended
 
 
-def departures(port: int, process_id: int, count: int) -> dict[str, Any]:
-    """What abrupt departures leave behind in the server."""
+def memory_of(process_id: int) -> int:
+    """Resident bytes."""
+    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def departures(port: int, processes: dict[str, int], count: int) -> dict[str, float]:
+    """What abrupt departures leave behind in the door and in the model server."""
+    depart(port, 64)  # so that all pools have the threads that they will have
+    before = held(port, processes)
+    depart(port, count)
+    after = held(port, processes)
+    return {"departures": count} | {f"{name} left": after[name] - before[name] for name in after}
+
+
+def depart(port: int, count: int) -> None:
     body = body_of(200)
-    before = len(os.listdir(f"/proc/{process_id}/fd"))
     for _ in range(count):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head(body) + body)
     wait_until_idle(port)
+
+
+def held(port: int, processes: dict[str, int]) -> dict[str, float]:
+    """What the server holds: blocks and sequences of the engine, tasks, and what each process has open."""
+    found = looked(port)
+    engine = found["stats"]["engine"]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-        system, metrics = client.get("/v1/system").json(), client.get("/metrics").text
-    left = len(os.listdir(f"/proc/{process_id}/fd")) - before
-    streams = next(line for line in metrics.splitlines() if line.startswith("genserve_streams "))
-    return {
-        "departures": count,
-        "descriptors_left": max(0, left),
-        "blocks_left": system["stats"]["engine"]["used_blocks"],
-        "requests_left": len(system["running"]),
-        "streams_left": float(streams.split()[1]),
+        lines = client.get("/metrics").text.splitlines()
+    meters = dict(line.split() for line in lines if line.startswith(("genserve_streams ", "genserve_door_tasks ")))
+    counts = {
+        "blocks": engine["used_blocks"],
+        "sequences": engine["num_running"] + engine["num_waiting"],
+        "requests": len(found["running"]),
+        "streams": float(meters["genserve_streams"]),
+        "the door's tasks": float(meters["genserve_door_tasks"]),
     }
+    for name, process_id in processes.items():
+        counts[f"the {name}'s descriptors"] = len(os.listdir(f"/proc/{process_id}/fd"))
+        counts[f"the {name}'s threads"] = len(os.listdir(f"/proc/{process_id}/task"))
+    return counts
+
+
+def looked(port: int) -> Any:
+    return httpx.get(f"http://127.0.0.1:{port}/v1/system", trust_env=False, timeout=60).json()
 
 
 def wait_until_idle(port: int, looks: int = 10) -> None:
     """Nothing runs at so many looks in turn: what was sent last may not have been read at the first."""
     idle = 0
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-        while idle < looks:
-            idle = 0 if client.get("/v1/system").json()["running"] else idle + 1
-            time.sleep(0.2)
+    while idle < looks:
+        idle = 0 if looked(port)["running"] else idle + 1
+        time.sleep(0.2)
 
 
 def main() -> None:
@@ -213,20 +281,22 @@ def main() -> None:
     if arguments.only == "ceiling":
         return
 
-    def measure(port: int, process_id: int) -> None:
+    kind = "engine" if arguments.inline else "system"
+
+    def measure(port: int, processes: dict[str, int]) -> None:
         rate(port, min(8, settings.streams), 8)
         if arguments.only in (None, "throughput"):
             throughput(settings, port)
         if arguments.only in (None, "first"):
             told("ms added to one client's first token", first_token(settings, port))
-        if arguments.only in (None, "slow"):
-            told(
-                f"others' slow-down by {arguments.slow} that do not read", slow_readers(settings, port, arguments.slow)
-            )
         if arguments.only in (None, "departures"):
-            told("after abrupt departures", departures(port, process_id, arguments.departures))
+            told("after abrupt departures", departures(port, processes, arguments.departures))
 
-    with_server(settings, "engine" if arguments.inline else "system", measure)
+    if arguments.only != "slow":
+        with_server(settings, kind, measure)
+    if arguments.only in (None, "slow"):
+        crowded = replace(settings, crowd=arguments.slow)
+        with_server(crowded, kind, lambda port, processes: slow_readers(crowded, port, processes))
 
 
 def ceiling(settings: Settings, port: int) -> float:

@@ -2,9 +2,11 @@
 
 python -m benchmarks.http_fuzz --cases 20000
 python -m benchmarks.http_fuzz --cases 5000 --seed 100    # one piece of them; another seed makes others up
+python -m benchmarks.http_fuzz --cases 2000 --backend system    # against processes with a tiny model in them
 """
 
 import argparse
+import multiprocessing
 import re
 import shutil
 import subprocess
@@ -12,6 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import httpx
+
+from benchmarks.http_servers import Settings, with_server
 from tests.http_world import ScriptedBackend, served, tiny_backend
 
 CHECKS = (
@@ -48,24 +53,34 @@ def fuzz(url: str, examples: int, phases: str = "coverage,fuzzing", seed: int = 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=20_000)
-    parser.add_argument("--backend", choices=("scripted", "tiny"), default="scripted")
+    parser.add_argument("--backend", choices=("scripted", "tiny", "system"), default="scripted")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    total = round_number = 0
+    if arguments.backend == "system":
+        settings = Settings("tiny", 64, 0)
+        url = "http://127.0.0.1:{}"
+        return int(with_server(settings, "system", lambda port, _: rounds(url.format(port), arguments)))
     with served(ScriptedBackend() if arguments.backend == "scripted" else tiny_backend()) as door:
-        while total < arguments.cases:
-            round_number += 1
-            examples = min(500, max(10, (arguments.cases - total) // CASES_AN_EXAMPLE))
-            phases = "coverage,fuzzing" if round_number == 1 else "fuzzing"
-            count, trouble = fuzz(door.url, examples, phases, arguments.seed + round_number)
-            total += count
-            print(f"{total} cases", flush=True)
-            if trouble or not count:
-                print(trouble)
-                return 1
-        assert door.client.get("/health").status_code == 200
+        return rounds(door.url, arguments)
+
+
+def rounds(url: str, arguments: argparse.Namespace) -> int:
+    """As many cases as are wanted, some hundreds at a time."""
+    total = round_number = 0
+    while total < arguments.cases:
+        round_number += 1
+        examples = min(500, max(10, (arguments.cases - total) // CASES_AN_EXAMPLE))
+        phases = "coverage,fuzzing" if round_number == 1 else "fuzzing"
+        count, trouble = fuzz(url, examples, phases, arguments.seed + round_number)
+        total += count
+        print(f"{total} cases", flush=True)
+        if trouble or not count:
+            print(trouble)
+            return 1
+    assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
     return 0
 
 
 if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
     sys.exit(main())

@@ -25,10 +25,16 @@ class Settings:
     model: str
     streams: int
     tokens: int
+    crowd: int = 0  # streams beside them
+
+    @property
+    def places(self) -> int:
+        return max(64, self.streams + self.crowd)
 
     def options(self) -> EngineOptions:
-        cache_bytes = 64 << 20 if self.model == "tiny" else EngineOptions().cache_bytes
-        return EngineOptions(max_sequences=max(64, self.streams), cache_bytes=cache_bytes)
+        tiny_bytes = (64 << 20) + self.crowd * (1 << 20)
+        cache_bytes = tiny_bytes if self.model == "tiny" else EngineOptions().cache_bytes
+        return EngineOptions(max_sequences=self.places, cache_bytes=cache_bytes)
 
 
 def serve(settings: Settings, kind: str, ready: Connection) -> None:
@@ -46,19 +52,26 @@ def serve(settings: Settings, kind: str, ready: Connection) -> None:
 def serve_system(settings: Settings, kind: str, ready: Connection) -> None:
     """The whole system of processes, as `genserve serve` starts it, until this process is told to end."""
     from actors import sys
+    from actors.chaos import process_id_of
+    from actors.ledger import LedgerOptions
     from actors.model_choice import ModelChoice
+    from actors.node import whereis
     from actors.system import start_system, stop
     from actors.system_config import SystemConfig
     from deploy.http.door_config import DoorConfig, door_spec
 
     with tempfile.TemporaryDirectory() as directory:
         choice = ModelChoice(place_of(settings, Path(directory)), settings.options())
-        config = SystemConfig(choice, directory)
+        limits = LedgerOptions(max_choices_on_board=max(settings.places, LedgerOptions().max_choices_on_board))
+        config = SystemConfig(choice, directory, limits=limits)
         port = free_port()
         start_system(replace(config, doors=(door_spec(config, DoorConfig(settings.model, port=port)),)))
         ready.send(f"http://127.0.0.1:{port}")
-        while ready.recv() == "process":
-            ready.send(sys.get_state("genserve.http")["process"])
+        while ready.recv() == "processes":
+            model = whereis(config.model_names[0])
+            assert model is not None
+            processes = {"door": sys.get_state("genserve.http")["process"], "model server": process_id_of(model)}
+            ready.send(processes)
         stop()
 
 
@@ -87,7 +100,8 @@ def made(settings: Settings, kind: str) -> tuple[Any, Any]:
     if kind == "ceiling":
         return Endless(), tiny_tokenizer()
     if settings.model == "tiny":
-        options = {"max_sequences": settings.options().max_sequences, "num_blocks": 8 * settings.streams}
+        num_blocks = 8 * settings.streams + 64 * settings.crowd
+        options = {"max_sequences": settings.places, "num_blocks": num_blocks}
         return tiny_backend(context=2048, **options), tiny_tokenizer()
     from deploy.http.inline_model import inline_model
     from loaders.tokenizer import load_tokenizer
@@ -118,8 +132,8 @@ class Endless:
         return Rounds()
 
 
-def with_server(settings: Settings, kind: str, work: Callable[[int, int], Any]) -> Any:
-    """What the work returns; it is given the server's port and process id."""
+def with_server(settings: Settings, kind: str, work: Callable[[int, dict[str, int]], Any]) -> Any:
+    """What the work returns; it is given the server's port, and the ids of the processes that answer."""
     ours, theirs = multiprocessing.Pipe()
     is_system = kind == "system"
     process = multiprocessing.Process(
@@ -130,7 +144,7 @@ def with_server(settings: Settings, kind: str, work: Callable[[int, int], Any]) 
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
         wait_until_ready(client)
     try:
-        return work(port, process_of_door(ours) if is_system else process.pid or 0)
+        return work(port, processes_of(ours) if is_system else {"server": process.pid or 0})
     finally:
         if is_system:
             ours.send("stop")
@@ -139,10 +153,10 @@ def with_server(settings: Settings, kind: str, work: Callable[[int, int], Any]) 
         process.join()
 
 
-def process_of_door(orders: Connection) -> int:
-    orders.send("process")
-    process_id: int = orders.recv()
-    return process_id
+def processes_of(orders: Connection) -> dict[str, int]:
+    orders.send("processes")
+    processes: dict[str, int] = orders.recv()
+    return processes
 
 
 def wait_until_ready(client: httpx.Client) -> None:

@@ -52,6 +52,11 @@ def used_blocks(door: Served) -> int:
     return found
 
 
+def tasks_of(door: Served) -> float:
+    lines = door.client.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("genserve_door_tasks "))
+
+
 def first_lines(response: httpx.Response, count: int) -> tuple[list[str], Iterator[str]]:
     lines = response.iter_lines()
     return [next(lines) for _ in range(count)], lines
@@ -89,6 +94,7 @@ def test_a_client_that_leaves_the_queue_is_cancelled() -> None:
 def test_two_hundred_abrupt_departures_leave_nothing_behind(tiny: Served) -> None:
     tiny.complete()
     num_descriptors = len(os.listdir("/dev/fd"))
+    num_tasks = tasks_of(tiny)
     content = b'{"prompt":"Once","max_tokens":300,"stream":true,"ignore_eos":true}'
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request = head + b"Content-Length: %d\r\n\r\n" % len(content) + content
@@ -97,6 +103,7 @@ def test_two_hundred_abrupt_departures_leave_nothing_behind(tiny: Served) -> Non
             connection.sendall(request)
     wait_until(lambda: len(os.listdir("/dev/fd")) <= num_descriptors, 30)
     wait_until(lambda: "genserve_streams 0.0" in tiny.client.get("/metrics").text)
+    wait_until(lambda: tasks_of(tiny) <= num_tasks)
     wait_until(lambda: not running(tiny))
     wait_until(lambda: used_blocks(tiny) == 0)
 

@@ -35,6 +35,7 @@ def health(edge: Edge) -> APIRouter:
         card = None
         with contextlib.suppress(Refusal):
             card = await edge.backend.card()
+        edge.meters.look_at_itself()
         text = edge.meters.text(await edge.backend.stats(), card, await why_not() is None)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 

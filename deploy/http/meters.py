@@ -1,6 +1,8 @@
 """Meters: what the door itself measures, and what it is told, in Prometheus' words. prometheus_client stands here."""
 
+import asyncio
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,6 +49,8 @@ class Meters:
         self.requests = Counter("genserve_http_requests", "Requests", ["route", "status"], registry=self.registry)
         self.tokens = Counter("genserve_tokens", "Tokens answered", ["adapter"], registry=self.registry)
         self.streams = Gauge("genserve_streams", "Streams that are open", registry=self.registry)
+        self.tasks = Gauge("genserve_door_tasks", "Tasks of the server's event loop", registry=self.registry)
+        self.descriptors = Gauge("genserve_door_descriptors", "Open files and sockets", registry=self.registry)
         self._recent: deque[float] = deque(maxlen=RECENT)  # times to first token
 
     def took_first_token(self, seconds: float) -> None:
@@ -57,6 +61,11 @@ class Meters:
         """Of the latest streams."""
         ordered = sorted(self._recent)
         return ordered[len(ordered) // 2] if ordered else None
+
+    def look_at_itself(self) -> None:
+        """What this process holds; asked on its event loop."""
+        self.tasks.set(len(asyncio.all_tasks()))
+        self.descriptors.set(len(os.listdir("/dev/fd")))
 
     def text(self, stats: Stats, card: ModelCard | None, is_ready: bool) -> bytes:
         """Everything, as it is scraped."""
