@@ -22,6 +22,7 @@ from tests.http_world import ScriptedBackend, Served, events_of, read_all, serve
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 JSON = {"Content-Type": "application/json"}
+JSON_LINES = ("Content-Type: application/json", "Content-Length: 5000")
 MSGPACK = {"Content-Type": "application/msgpack"}
 
 
@@ -198,6 +199,23 @@ def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch
     assert status_of(answer) == 408
 
 
+def test_bytes_that_drip_win_no_time(door: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framing, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(bodies.Bodies.__init__, "__defaults__", (bodies.MAX_BODY_BYTES, 0.3))
+    with served(ScriptedBackend()) as opened:
+        for begun in (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX: ", head(*JSON_LINES)):
+            began = time.monotonic()
+            with socket.create_connection(("127.0.0.1", opened.port), 5) as connection:
+                connection.sendall(begun)
+                connection.settimeout(0.02)
+                answer = b""
+                while not answer and time.monotonic() < began + 5:
+                    connection.sendall(b" ")
+                    answer = read_all(connection)
+            assert status_of(answer) == 408
+            assert opened.client.get("/health").status_code == 200
+
+
 def test_ranges_are_ignored(door: Served) -> None:
     ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(1500))
     assert door.client.get("/", headers={"Range": ranges}).status_code == 200
@@ -247,6 +265,13 @@ def test_who_waits_for_answers_may_ask_often_on_one_connection_and_some_may_go_a
     last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = door.raw(request * (framing.MAX_PIPELINED - 1) + last)
     assert answer.count(b"HTTP/1.1 200") == framing.MAX_PIPELINED
+
+
+@pytest.mark.parametrize("path", ["embeddings", "responses", "responses/x/cancel", "files", "messages/count_tokens"])
+def test_a_route_that_other_servers_have_is_refused_by_its_name(door: Served, path: str) -> None:
+    answer = door.post(f"/v1/{path}", {"model": "tiny", "input": "x"})
+    assert answer.status_code == 404
+    assert f"/v1/{path.split('/')[0]} is not supported by this server" in error_of(answer.content)["message"]
 
 
 # JSON

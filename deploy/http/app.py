@@ -14,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from deploy.http.absent import nothing_at
 from deploy.http.backend import Backend
 from deploy.http.bodies import Bodies
 from deploy.http.chat_fields import ChatFields
@@ -23,7 +24,7 @@ from deploy.http.departure import Departed
 from deploy.http.document import EVERYWHERE, describe
 from deploy.http.dress import reply
 from deploy.http.edge import Edge
-from deploy.http.errors import MethodNotAllowed, NotFound, Unexpected, error_response
+from deploy.http.errors import MethodNotAllowed, Unexpected, error_response
 from deploy.http.health import health
 from deploy.http.history import History
 from deploy.http.hosts import Hosts
@@ -98,7 +99,7 @@ async def not_routed(http: HttpRequest, trouble: Exception) -> Response:
     if trouble.status_code == 405:
         return error_response(MethodNotAllowed(f"{path} does not take {http.method}"), http.scope, trouble.headers)
     if trouble.status_code == 404:
-        return error_response(NotFound(f"there is nothing at {path}"), http.scope)
+        return error_response(nothing_at(http.url.path), http.scope)
     return error_response(BadRequest(str(trouble.detail)), http.scope)
 
 
