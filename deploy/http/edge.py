@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from actors.refusals import UnknownRequest
+from actors.refusals import Overloaded, UnknownRequest
 from deploy.http.backend import Backend, ModelCard, Terms
 from deploy.http.errors import ModelNotFound
 from deploy.http.job import Job, job_id, new_stem, parse_position, request_ids
@@ -24,6 +24,7 @@ from loaders.tokenizer import Tokenizer
 
 LEASE_SECONDS = 30.0  # for who went away and may come back
 ENCODING_SECONDS = 10.0
+NUM_ENCODERS = 2
 DEFAULT_MAX_TOKENS = 2048
 
 Result = TypeVar("Result")
@@ -38,14 +39,17 @@ class Edge:
     keys: Keys = NO_KEYS
     meters: Meters = field(default_factory=Meters)
     now: Callable[[], float] = time.time
-    encoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "encode"))
+    encoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(NUM_ENCODERS, "encode"))
 
     async def encoded(self, encode: Callable[[], Result]) -> Result:
         """What the tokenizer makes of a text, beside the event loop and not for ever."""
+        work = self.encoders.submit(encode)
         try:
             async with asyncio.timeout(ENCODING_SECONDS):
-                return await asyncio.get_running_loop().run_in_executor(self.encoders, encode)
+                return await asyncio.wrap_future(work)
         except TimeoutError:
+            if work.cancelled():  # it had not begun
+                raise Overloaded("other texts are being tokenized") from None
             raise PromptTooLong(
                 f"the text takes more than {ENCODING_SECONDS:g} seconds to tokenize", "prompt"
             ) from None
