@@ -1,8 +1,13 @@
 """Real client libraries against a tiny model: what they send is taken, and what they get passes their own checks."""
 
 import asyncio
+import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -148,6 +153,32 @@ def test_langchain_chats_and_streams(door: Served) -> None:
     assert "".join(part.content for part in parts) == whole.content
     again = model.invoke([("human", "Hi"), whole, ("human", "And?")])
     assert again.response_metadata["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_litellm_completes_and_streams_and_raises_its_own_errors(door: Served) -> None:
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it fetches a price list
+    package = pytest.importorskip("litellm", reason="needs litellm, of the extra `clients`")
+    words: dict[str, Any] = {"api_base": f"{door.url}/v1", "api_key": "none", "model": f"openai/{MODEL}"}
+    words |= {"messages": MESSAGES, "max_tokens": 8, "temperature": 0}
+    whole = package.completion(**words)
+    parts = list(package.completion(**words, stream=True))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    with pytest.raises(package.BadRequestError):
+        package.completion(**{**words, "temperature": -1})
+
+
+def test_the_llm_command_prints_an_answer_as_it_comes(door: Served, tmp_path: Path) -> None:
+    command = shutil.which("llm", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("needs llm, of the extra `clients`")
+    entry = {"model_id": "here", "model_name": MODEL, "api_base": f"{door.url}/v1"}
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([entry]))
+    environment = os.environ | {"LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none"}
+    words = (command, "-m", "here", "Hi", "-o", "max_tokens", "8", "-o", "temperature", "0", "--no-log")
+    said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    answer = door.chat(max_tokens=8, temperature=0).json()["choices"][0]["message"]["content"]
+    assert said.stdout.strip() == answer.strip()
 
 
 def test_lm_eval_gets_the_engines_own_scores(door: Served) -> None:

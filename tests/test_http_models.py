@@ -144,6 +144,22 @@ def test_ready_says_why_not() -> None:
         assert door.client.get("/health").json() == {"status": "ok"}
 
 
+def test_metrics_count_tokens_by_adapter_streamed_or_not(door: Served) -> None:
+    def answered() -> dict[str, float]:
+        lines = [
+            line for line in door.client.get("/metrics").text.splitlines() if line.startswith("genserve_tokens_total{")
+        ]
+        return {line.split('"')[1]: float(line.split()[1]) for line in lines}
+
+    assert load(door, "voice") == 200 and load(door, "other", "voice-2") == 200
+    before = answered()
+    for name, tokens, stream in (("voice", 3, False), ("voice", 4, True), ("other", 5, True), (MODEL, 6, False)):
+        assert door.complete("Once", model=name, max_tokens=tokens, ignore_eos=True, stream=stream).status_code == 200
+    counted = {name: count - before.get(name, 0) for name, count in answered().items()}
+    assert {name: count for name, count in counted.items() if count} == {"voice": 7, "other": 5, "": 6}
+    door.post("/v1/unload_lora_adapter", {"lora_name": "other"})
+
+
 def test_metrics_tell_what_happened(door: Served) -> None:
     door.chat(stream=True)
     door.complete("Once", model="nobody")

@@ -37,8 +37,11 @@ class Keys:
 
     @classmethod
     def read(cls, path: Path) -> "Keys":
-        """Keys from a JSON file: `{"alice": "sk-..."}`."""
-        return cls(read_json(path))
+        """Keys from a JSON file: `{"alice": "sk-..."}`. At least one: none would let everybody in."""
+        keys = read_json(path)
+        if not keys:
+            raise BadRequest(f"{path} holds no keys, and without keys everybody is let in")
+        return cls(keys)
 
     def __len__(self) -> int:
         return len(self._digests)
