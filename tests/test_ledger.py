@@ -357,6 +357,30 @@ def test_a_spare_gets_nothing_until_the_other_dies_and_then_keeps_what_it_has() 
     assert [attempt.epoch for attempt in ledger.dispatch(1.0)] == ["model-1/1"]
 
 
+def test_lanes_that_wait_are_served_in_turns_and_a_newcomer_begins_where_the_others_are() -> None:
+    ledger = Ledger(VOCABULARY, LedgerOptions(max_choices_on_board=1))
+    ledger.model_up("model/1")
+    for number in range(20):
+        accept(ledger, request_of(f"many-{number}", tenant="many"))
+
+    def sent_next() -> str:
+        ((name,),) = [attempt.ids for attempt in ledger.dispatch(0.0)]
+        ledger.cancel(name, 0.0, ledger.entries[name].request.tenant)
+        return name
+
+    assert [sent_next() for _ in range(5)] == [f"many-{number}" for number in range(5)]
+    for number in range(3):
+        accept(ledger, request_of(f"few-{number}", tenant="few"))
+        accept(ledger, request_of(f"voice-{number}", tenant="many", adapter="voice"))
+    order = [sent_next() for _ in range(9)]
+    assert {name.partition("-")[0] for name in order[:3]} == {"many", "few", "voice"}
+    for lane in ("few", "voice", "many"):
+        mine = [name for name in order if name.startswith(lane)]
+        assert len(mine) == 3 and mine == sorted(mine)
+    accept(ledger, request_of("urgent", tenant="other", priority=-1))
+    assert sent_next() == "urgent"
+
+
 def test_what_does_not_fit_waits_in_order_of_priority_then_arrival() -> None:
     ledger = Ledger(VOCABULARY, LedgerOptions(max_choices_on_board=2))
     ledger.model_up("model/1")
