@@ -13,34 +13,60 @@ import pytest
 
 from actors import sys
 from actors.exits import KILL
+from actors.model_choice import function_at
 from actors.node import exit, whereis
 from actors.system import start_system, stop
+from actors.system_config import SystemConfig
+from deploy.http.actor_backend import ActorBackend
 from deploy.http.door_config import DoorConfig, door_spec
+from deploy.http.keys import Keys
 from loaders.adapters import save_adapter
 from tests.browser import Browser, browsing, is_there
 from tests.engines import random_adapter, tiny_model
-from tests.http_world import MODEL, Served, events_of
+from tests.http_world import MODEL, Served, events_of, served
 from tests.serving import tiny_system
 from tests.tiny_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.ray
 LONG = 200
+ALICE, BOB = ({"Authorization": f"Bearer {key}"} for key in ("sk-alice-0001", "sk-bob-00002"))
 ENTER, ESCAPE = "\ue007", "\ue00c"
 
 
 @pytest.fixture(scope="module")
-def door(ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    directory = tmp_path_factory.mktemp("system")
-    save_adapter(directory / "adapters" / "voice", random_adapter(tiny_model(), seed=3))
-    url = f"http://127.0.0.1:{open_system(directory)}"
-    client = httpx.Client(base_url=url, timeout=60, trust_env=False)
-    wait_until_ready(client)
-    yield Served(url, int(url.rpartition(":")[2]), None, client)
-    client.close()
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("system") / "adapters"
+    save_adapter(folder / "voice", random_adapter(tiny_model(), seed=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def system(ray: None, adapters: Path) -> Iterator[tuple[SystemConfig, int]]:
+    yield open_system(adapters.parent)
     stop()
 
 
-def open_system(directory: Path) -> int:
+@pytest.fixture(scope="module")
+def door(system: tuple[SystemConfig, int]) -> Iterator[Served]:
+    _, port = system
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        wait_until_ready(client)
+        yield Served(url, port, None, client)
+
+
+@pytest.fixture(scope="module")
+def locked(system: tuple[SystemConfig, int], door: Served) -> Iterator[Served]:
+    """A second door to the same system, which wants keys. It stands in this process."""
+    config, _ = system
+    backend = ActorBackend(config, MODEL, function_at(config.choice.make_tokenizer)(config.choice))
+    with served(backend, Keys({"alice": "sk-alice-0001", "bob": "sk-bob-00002"})) as opened:
+        wait_until(lambda: opened.client.get("/ready", headers=ALICE).status_code == 200)
+        yield opened
+
+
+def open_system(directory: Path) -> tuple[SystemConfig, int]:
+    """What is served, and at which port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -54,7 +80,7 @@ def open_system(directory: Path) -> int:
     system = replace(plain, choice=replace(plain.choice, **words))
     config = DoorConfig(MODEL, port=port, adapters=str(directory / "adapters"))
     start_system(replace(system, doors=(door_spec(system, config),)))
-    return port
+    return system, port
 
 
 def wait_until_ready(client: httpx.Client) -> None:
@@ -229,6 +255,98 @@ def test_who_watches_sees_whole_answers_and_left_streams_being_made(door: Served
     wait_until(lambda: progress() == [True])
     assert door.client.delete(f"/v1/requests/{public_id}").status_code == 200
     wait_until(lambda: progress() == [])
+
+
+def engine_of(door: Served) -> dict[str, int]:
+    found: dict[str, int] = door.client.get("/v1/system").json()["stats"]["engine"]
+    return found
+
+
+def is_idle(door: Served) -> bool:
+    system = door.client.get("/v1/system").json()
+    return not system["running"] and system["stats"]["engine"]["used_blocks"] == 0
+
+
+def test_clients_that_leave_while_their_prompts_are_read_cost_nothing_more(door: Served) -> None:
+    wait_until(lambda: is_idle(door))
+    before, count, length = engine_of(door)["prompt_tokens"], 24, 400
+    connections = []
+    for number in range(count):
+        content = f'{{"prompt":"{number:03}{"x" * (length - 3)}","max_tokens":9,"ignore_eos":true}}'.encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connections.append(socket.create_connection(("127.0.0.1", door.port)))
+        connections[-1].sendall(head + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+    wait_until(lambda: engine_of(door)["num_running"] > 0)
+    for connection in connections:
+        connection.close()
+    wait_until(lambda: is_idle(door))
+    assert engine_of(door)["prompt_tokens"] - before < count * length
+
+
+def test_a_whole_answer_and_a_stream_are_cancelled_by_their_ids(door: Served) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        whole = threads.submit(door.post, "/v1/completions", body(max_tokens=400))
+        wait_until(lambda: len(door.client.get("/v1/system").json()["running"]) == 1)
+        (row,) = door.client.get("/v1/system").json()["running"]
+        for _ in range(2):
+            assert door.client.delete(f"/v1/requests/{row['id']}").json()["cancelled"] is True
+        assert whole.result().status_code == 409
+        assert whole.result().json()["error"]["code"] == "request_cancelled"
+    with door.client.stream("POST", "/v1/completions", json=body(max_tokens=400, stream=True)) as response:
+        lines = response.iter_lines()
+        next(lines)
+        assert door.client.delete(f"/v1/requests/{response.headers['x-request-id']}").status_code == 200
+        told = [line for line in lines if line.startswith("data: ")]
+    assert "request_cancelled" in told[-2] and told[-1] == "data: [DONE]"
+    assert door.client.delete("/v1/requests/cmpl-" + "0" * 32).status_code == 404
+    wait_until(lambda: is_idle(door))
+
+
+def test_what_one_key_had_read_is_not_found_by_another(locked: Served) -> None:
+    fields = {"prompt": "A prompt that both of them send, long enough for some blocks of the cache", "max_tokens": 2}
+
+    def cached(who: dict[str, str]) -> int:
+        usage = locked.post("/v1/completions", fields, headers=who).json()["usage"]
+        found: int = usage["prompt_tokens_details"]["cached_tokens"]
+        return found
+
+    cached(ALICE)
+    assert cached(ALICE) > 0
+    assert cached(BOB) == 0
+
+
+def test_a_key_that_asks_much_does_not_keep_another_waiting(locked: Served) -> None:
+    def ask(number: int, who: dict[str, str], n: int) -> int:
+        fields = body(prompt=f"{number}", n=n, max_tokens=60)
+        return locked.post("/v1/completions", fields, headers=who).status_code
+
+    with ThreadPoolExecutor(17) as threads:
+        flood = [threads.submit(ask, number, ALICE, 16) for number in range(16)]  # four times what is answered at once
+        wait_until(lambda: len(locked.client.get("/v1/system", headers=ALICE).json()["running"]) == 16)
+        assert threads.submit(ask, 99, BOB, 1).result() == 200
+        assert sum(answer.done() for answer in flood) <= 8
+        rows = locked.client.get("/v1/system", headers=ALICE).json()["running"]
+        for public_id in [row["id"] for row in rows if row["tenant"] == "alice"]:
+            assert locked.client.delete(f"/v1/requests/{public_id}", headers=BOB).status_code == 404
+            assert locked.client.delete(f"/v1/requests/{public_id}", headers=ALICE).status_code == 200
+        assert {answer.result() for answer in flood} <= {200, 409}
+
+
+def test_a_stream_whose_adapter_was_changed_is_refused_when_it_must_begin_anew(door: Served, adapters: Path) -> None:
+    save_adapter(adapters / "changing", random_adapter(tiny_model(), seed=4))
+    assert door.post("/v1/load_lora_adapter", {"lora_name": "changing"}).status_code == 200
+    fields, headers = body(model="changing", max_tokens=400, stream=True), {"Idempotency-Key": "changing"}
+    with door.client.stream("POST", "/v1/completions", json=fields, headers=headers) as response:
+        last = next(line for line in response.iter_lines() if line.startswith("id: ")).removeprefix("id: ")
+    save_adapter(adapters / "changing", random_adapter(tiny_model(), seed=5))
+    door.client.post("/v1/system/kill_engine")
+    assert text_of(door, max_tokens=5)  # the next engine is there, and others are answered
+    again = door.post("/v1/completions", fields, headers={**headers, "Last-Event-ID": last})
+    assert again.status_code == 503 or events_of(again.text)[-1]["error"]["type"] == "service_unavailable"
+    assert door.complete("Once", model="changing").status_code == 503
+    assert door.post("/v1/load_lora_adapter", {"lora_name": "changing"}).status_code == 200
+    assert door.complete("Once", model="changing").status_code == 200
+    assert door.post("/v1/unload_lora_adapter", {"lora_name": "changing"}).status_code == 200
 
 
 def test_an_adapter_is_loaded_named_and_unloaded(door: Served) -> None:
