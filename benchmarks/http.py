@@ -37,6 +37,7 @@ from engine.request import Request, Sampling
 PROMPT = "The sea is"
 PATH = "/v1/completions"
 CROWD_TOKENS = 1500
+SETTLING_SECONDS = 60.0  # for what is being put away when all have gone; what is there then is a leak
 GREEDY = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
 
 
@@ -227,6 +228,9 @@ def depart(port: int, count: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head(body) + body)
     wait_until_idle(port)
+    until = time.monotonic() + SETTLING_SECONDS
+    while held(port, {})["streams"] and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def held(port: int, processes: dict[str, int]) -> dict[str, float]:

@@ -62,16 +62,22 @@ def serve_system(settings: Settings, kind: str, ready: Connection) -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         choice = ModelChoice(place_of(settings, Path(directory)), settings.options())
-        limits = LedgerOptions(max_choices_on_board=max(settings.places, LedgerOptions().max_choices_on_board))
+        usual = LedgerOptions()
+        limits = replace(
+            usual,
+            max_choices_on_board=max(settings.places, usual.max_choices_on_board),
+            max_owed_tokens=usual.max_owed_tokens + 4096 * settings.crowd,
+        )
         config = SystemConfig(choice, directory, limits=limits)
         port = free_port()
         start_system(replace(config, doors=(door_spec(config, DoorConfig(settings.model, port=port)),)))
         ready.send(f"http://127.0.0.1:{port}")
-        while ready.recv() == "processes":
-            model = whereis(config.model_names[0])
-            assert model is not None
-            processes = {"door": sys.get_state("genserve.http")["process"], "model server": process_id_of(model)}
-            ready.send(processes)
+        with suppress(EOFError):  # who gave the orders is gone
+            while ready.recv() == "processes":
+                model = whereis(config.model_names[0])
+                assert model is not None
+                processes = {"door": sys.get_state("genserve.http")["process"], "model server": process_id_of(model)}
+                ready.send(processes)
         stop()
 
 
