@@ -247,6 +247,7 @@ def held(port: int, processes: dict[str, int]) -> dict[str, float]:
         "streams": float(meters["genserve_streams"]),
         "the door's tasks": float(meters["genserve_door_tasks"]),
     }
+    time.sleep(0.5 if processes else 0.0)  # until the connections of these looks are closed
     for name, process_id in processes.items():
         counts[f"the {name}'s descriptors"] = len(os.listdir(f"/proc/{process_id}/fd"))
         counts[f"the {name}'s threads"] = len(os.listdir(f"/proc/{process_id}/task"))
