@@ -41,7 +41,8 @@ def tiny_model(
     settings: Quantization | None = None if quantization is None else dict(quantization)
     with TemporaryDirectory() as directory:
         model = load_model(write_checkpoint(directory, family, settings, **changes))
-        mx.eval([tensor for _, tensor in model.weights.named()])
+        for _, tensor in model.weights.named():  # all of it here: other threads will use it, and this one may end
+            mx.eval(tensor, *(getattr(tensor, part, None) for part in ("scales", "biases")))
         return model
 
 
