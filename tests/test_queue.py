@@ -13,7 +13,7 @@ from engine.sequence import Sequence
 
 def waiting(name: str, cost: int = 100, arrival: int = 0, **fields: Any) -> Sequence:
     request = Request(name, (0,), Sampling(max_tokens=cost - 1), **fields)
-    return Sequence(request, 0, 0, frozenset(), arrival, [0], 1, b"")
+    return Sequence(request, 0, 0, frozenset(), arrival, [0], 1, cost, b"")
 
 
 def tokens_served(queue: FairQueue, total: int) -> Counter[str]:

@@ -72,7 +72,7 @@ def test_a_starved_step_is_let_live_and_a_stuck_one_is_ended(
     began = time.monotonic()
     with Inline():
         dog = watchdog.Watchdog()
-        dog.directory, dog.num_looks = tmp_path / "progress", 0
+        dog.directory, dog.num_looks, dog.has_place = tmp_path / "progress", 0, False
         dog.kills, dog.suspects, dog.silences, dog.ready = [], set(), {}, set()
         for look in range(20):
             now = began + look * 0.2
