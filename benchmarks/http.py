@@ -152,7 +152,7 @@ async def first_inside(backend: InlineBackend, request: Request) -> float:
     return first
 
 
-def slow_readers(settings: Settings, port: int, processes: dict[str, int], rounds: int = 3) -> None:
+def slow_readers(settings: Settings, port: int, processes: dict[str, int], rounds: int = 2) -> None:
     """Others' rate beside a crowd that reads and beside one that does not, while it is being answered."""
     door = processes.get("door", processes.get("server", 0))
     rates: dict[bool, list[float]] = {True: [], False: []}
@@ -180,7 +180,9 @@ def crowd(port: int, count: int, *, is_reading: bool) -> Iterator[None]:
     process = multiprocessing.Process(target=run_crowd, args=(port, count, is_reading, theirs), daemon=True)
     process.start()
     assert ours.recv() == "asked"
-    while sum(row["generated_tokens"] > 0 for row in looked(port)["running"]) < count:
+    begun = set[str]()  # the first may have ended when the last are let in
+    while len(begun) < count:
+        begun |= {row["id"] for row in looked(port)["running"] if row["generated_tokens"]}
         time.sleep(0.2)
     yield
     process.kill()
