@@ -75,7 +75,7 @@ class Pairs:
 class Workplace:
     """What is written and used up within a product; products of a stack run one after another, so one is enough."""
 
-    finished: mx.array  # counts blocks, and is zero between two launches
+    finished: mx.array  # counts shares, blocks and shares given out, and is zero between two launches
     lows: mx.array
 
 

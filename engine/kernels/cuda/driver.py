@@ -12,6 +12,7 @@ from typing import Any
 NON_BLOCKING = 1  # of a stream: it does not wait for the one that everybody has
 WITHOUT_TIMING = 2  # of an event
 DYNAMIC_SHARED_BYTES = 8  # attribute of a function
+MULTIPROCESSOR_COUNT = 16  # attribute of a device
 Function = c_void_p
 PROGRAMMATIC = 1  # port and type of an edge: the next kernel may get ready while the one before it ends
 
@@ -60,6 +61,15 @@ def context() -> c_void_p:
     call("cuInit", c_uint(0))
     call("cuDevicePrimaryCtxRetain", byref(found), c_int(0))
     return found
+
+
+@cache
+def multiprocessors() -> int:
+    """Of the first GPU, or of the part of it that this process has."""
+    count = c_int()
+    context()
+    call("cuDeviceGetAttribute", byref(count), c_int(MULTIPROCESSOR_COUNT), c_int(0))
+    return count.value
 
 
 def synchronize() -> None:

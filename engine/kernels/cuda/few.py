@@ -38,7 +38,7 @@ def multiply_few(
     if adapted is not None:
         shrinking = plan.shrinking()
         inputs += shrinking.inputs(adapted)
-        blocks += shrinking.blocks(adapted)
+        blocks += shrinking.shares(adapted)
         numbers |= shrinking.numbers(adapted)
     return launcher(inputs, (blocks, 1, 1), [(rows, operands.width)], [operands.dtype], **numbers)[0]
 
@@ -127,6 +127,9 @@ class Plan:
 
 def opening(shrinking: Shrinking) -> str:
     """The first blocks of a launch shrink, and say so when they have finished."""
-    index = "(int)blockIdx.x < num_shrinking ? (int)blockIdx.x : -1"
-    said = "__syncthreads();\nif (threadIdx.x == 0) { __threadfence(); atomicAdd((int*)table[9], 1); }"
-    return shrinking.text(index, said)
+    return (
+        "const int num_shrinking = num_tiles * MODULES * SPANS;\n"
+        "if (blockIdx.x < num_shrinking) {\nconst int share = blockIdx.x;\nfollow();\n"
+        f"{shrinking.text()}\n__syncthreads();\n"
+        "if (threadIdx.x == 0) { __threadfence(); atomicAdd((int*)table[9], 1); }\nreturn;\n}\n"
+    )

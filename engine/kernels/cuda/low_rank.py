@@ -1,9 +1,9 @@
 """Low rank: how a product's launches come to add what adapters make of its rows.
 
-Shrinking, x A', goes along with the product as blocks of the same launch. Expanding, low B, goes where the product's
-sums are brought together: at the end of the product for few rows, in the launch that sums the parts for up to 64. So
-a product has no more launches than without adapters, which matters where the host needs longer for a launch than
-the device. For more rows the two are launches of their own, as a tile of weights is used up before the next one comes.
+For few rows, shrinking, x A', goes along with the product as blocks of the same launch, and expanding, low B, goes
+where the product's sums are brought together. For up to 64 rows both are done by warps of the product's own blocks. So
+a product has no more launches than without adapters, and adapters come from memory while weights are multiplied. For
+more rows the two are launches of their own, as a tile of weights is used up before the next one comes.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,25 @@ from engine.kernels.cuda.operands import Operands, without
 from engine.kernels.cuda.source import Constants, Launcher, text
 
 WARPS = 4  # of a block that only shrinks
+OWN_PLACE = """extern __shared__ float scratch[];
+auto meet_shrinkers = [] { __syncthreads(); };
+auto find_slot = [&](int module, int tile) -> int4 {
+const int adapter = tiles[tile * 10];
+return adapter < 0 || !(present >> module & 1) ? make_int4(0, 0, 0, 0) : ((const int4*)table[module * 3 + 2])[adapter];
+};
+"""
 NAMES = ("tiles", "table")  # of what a kernel is told of adapters
 
 
 @lru_cache(maxsize=1024)
-def num_spans(inner: int, warps: int) -> int:
-    """Parts of the inner dimension, of about a thousand columns; warps part each by 32."""
-    return max(count for count in range(1, 2 + inner // 1024) if inner % (count * 32 * warps) == 0)
+def num_spans(inner: int, warps: int, most: int = 0) -> int:
+    """Parts of the inner dimension, of about a thousand columns if not told otherwise; warps part each by 32."""
+    return max(count for count in range(1, 1 + (most or 1 + inner // 1024)) if inner % (count * 32 * warps) == 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Shrinking:
-    """The blocks that shrink, for a product's inputs and ranks up to `rank`."""
+    """Shrinking for a product's inputs and ranks up to `rank`, in shares that a block or some warps of one take."""
 
     operands: Operands
     rank: int
@@ -36,10 +43,11 @@ class Shrinking:
     is_normed: bool  # x is to be normed first
     warps: int = WARPS
     ahead: int = 8  # loads of a lane before the first is used, as registers allow
+    most_spans: int = 0  # of the inner dimension
 
     @property
     def spans(self) -> int:
-        return num_spans(self.operands.inner, self.warps)
+        return num_spans(self.operands.inner, self.warps, self.most_spans)
 
     @property
     def constants(self) -> Constants:
@@ -57,7 +65,7 @@ class Shrinking:
     def numbers(self, adapted: Adapted) -> dict[str, int]:
         return {"num_tiles": adapted.tiles.shape[0], "present": adapted.pairs.present}
 
-    def blocks(self, adapted: Adapted) -> int:
+    def shares(self, adapted: Adapted) -> int:
         return adapted.tiles.shape[0] * len(self.operands.weights) * self.spans
 
     def shape(self, adapted: Adapted) -> tuple[int, ...]:
@@ -68,13 +76,9 @@ class Shrinking:
     def shared_memory(self) -> int:
         return self.warps * (self.rank + 1) * TILE * 4
 
-    def text(self, index: str, then: str = "") -> str:
-        """What the blocks of a launch do that are not the product's: those to which `index` gives a number."""
-        return (
-            f"const int num_shrinking = num_tiles * MODULES * SPANS, shrinking = {index};\n"
-            f"if (shrinking >= 0) {{\nfollow();\n"
-            f"if (shrinking < num_shrinking) {{\n{text('shrink')}\n{then}\n}}\nreturn;\n}}\n"
-        )
+    def text(self, place: str = OWN_PLACE) -> str:
+        """What is done for a `share`; `place`: where warps put their sums, and how they wait for each other."""
+        return place + text("shrink")
 
 
 def shrink(operands: Operands, adapted: Adapted, x: mx.array, layout: Layout) -> mx.array:
@@ -93,45 +97,22 @@ def shrink(operands: Operands, adapted: Adapted, x: mx.array, layout: Layout) ->
             threads=32 * WARPS,
             shared_memory=shrinking.shared_memory,
             defines="#define APART 1\n",
-            prelude=without(inputs, "norm") + "const int shrinking = blockIdx.x;\n",
+            prelude=without(inputs, "norm") + "const int share = blockIdx.x;\n" + OWN_PLACE,
         )
     given = [x, *([] if operands.norm is None else [operands.norm]), *shrinking.inputs(adapted)]
-    grid, shapes = (shrinking.blocks(adapted), 1, 1), [shrinking.shape(adapted)]
+    grid, shapes = (shrinking.shares(adapted), 1, 1), [shrinking.shape(adapted)]
     return launcher(given, grid, shapes, [mx.float32], **shrinking.numbers(adapted))[0]
 
 
-def expand(
-    operands: Operands,
-    adapted: Adapted,
-    rows: int,
-    added: mx.array | None,
-    sums: mx.array | None = None,
-    give: Layout = ROW_BY_ROW,
-    *,
-    lows: mx.array | None = None,
-    is_normed: bool = False,
-) -> mx.array:
-    """`added`, if any, and what adapters add; with the product's parts, `sums`, all that the product gives.
-
-    `lows`: what a launch that only shrinks gave. `is_normed`: the norm's factor is still to be had from it.
-    """
-    kind, extra = operands.added(added) if sums is not None else (int(added is not None), added)
-    is_gated = operands.is_gated and sums is not None
-    spans = num_spans(operands.inner, WARPS)
-    key = (operands.form, "expand", adapted.pairs.rank, spans, kind, sums is not None, give, lows is None, is_normed)
+def expand(operands: Operands, adapted: Adapted, rows: int, added: mx.array | None, lows: mx.array) -> mx.array:
+    """`added`, if any, and what adapters add, in a launch of its own."""
+    is_normed = operands.norm is not None  # the norm's factor is still to be had
+    key = (operands.form, "expand", adapted.pairs.rank, added is not None)
     launcher = operands.launchers.get(key)
     if launcher is None:
-        optional = {"lows": lows is not None, "sums": sums is not None, "added": bool(kind)}
-        inputs = [*NAMES, *(name for name, is_there in optional.items() if is_there)]
-        constants: Constants = {
-            **low_rank_constants(operands, adapted.pairs.rank, spans, is_normed),
-            "SUMMED": sums is not None,
-            "ADDED": kind,
-            "GATED": is_gated,
-            **give.constants,
-        }
-        prelude = without(inputs, "added")
-        prelude += "" if sums is not None else "const float* sums = 0;\n"
+        inputs = [*NAMES, "lows", *(["added"] if added is not None else [])]
+        spans = num_spans(operands.inner, WARPS)
+        constants = low_rank_constants(operands, adapted.pairs.rank, spans, is_normed) | {"ADDED": added is not None}
         launcher = operands.launchers[key] = Launcher(
             "expand",
             [],
@@ -139,22 +120,20 @@ def expand(
             ["out"],
             constants,
             threads=32 * TILE,
-            defines=f"#define EPS {operands.eps!r}f\n#define APART {int(lows is not None)}\n",
-            prelude=prelude,
+            defines=f"#define EPS {operands.eps!r}f\n",
+            prelude=without(inputs, "added"),
         )
-    width = operands.width if is_gated else operands.sum_width
-    given = [adapted.tiles, adapted.pairs.table, *(array for array in (lows, sums, extra) if array is not None)]
-    numbers = {"present": adapted.pairs.present, "rows": rows, "splits": 0 if sums is None else sums.shape[0]}
-    grid, shapes = (width // 128, adapted.tiles.shape[0], 1), [give.shape(rows, width)]
-    return launcher(given, grid, shapes, [mx.bfloat16], **numbers)[0]
+    width = operands.sum_width
+    given = [adapted.tiles, adapted.pairs.table, lows, *([] if added is None else [added])]
+    grid = (width // 128, adapted.tiles.shape[0], 1)
+    return launcher(given, grid, [(rows, width)], [mx.bfloat16], present=adapted.pairs.present)[0]
 
 
 def add_apart(
     operands: Operands, adapted: Adapted, x: mx.array, rows: int, added: mx.array | None, layout: Layout = ROW_BY_ROW
 ) -> mx.array:
     """`added` (T, out), if any, plus what each row's adapter makes of it, in two launches."""
-    lows = shrink(operands, adapted, x, layout)
-    return expand(operands, adapted, rows, added, lows=lows, is_normed=operands.norm is not None)
+    return expand(operands, adapted, rows, added, shrink(operands, adapted, x, layout))
 
 
 def low_rank_constants(operands: Operands, rank: int, spans: int, is_normed: bool) -> Constants:

@@ -5,13 +5,21 @@ from functools import lru_cache
 import mlx.core as mx
 
 from engine.kernels.cuda import low_rank
-from engine.kernels.cuda.adapters import Adapted
+from engine.kernels.cuda.adapters import MOST_TILES, TILE, Adapted
+from engine.kernels.cuda.driver import multiprocessors
 from engine.kernels.cuda.layout import Layout
 from engine.kernels.cuda.operands import MULTIPROCESSORS, SHARED_BYTES, Operands, without
-from engine.kernels.cuda.source import Constants, Launcher, wgmma
+from engine.kernels.cuda.source import Constants, Launcher, text, wgmma
 
 TILES = {16: (1, 4), 32: (1, 3), 64: (1, 3)}  # rows: warpgroups of a block, blocks of a multiprocessor
 MOST_PARTS = 8
+SHARES = 4  # of what a tile of rows shrinks, so that 32 adapters keep as many blocks busy as there are multiprocessors
+AHEAD = {True: 8, False: 4}  # loads of a lane that shrinks, if its block is alone on a multiprocessor
+MEETING = f"""auto meet_shrinkers = [] {{ asm volatile("bar.sync 2, 128;" ::: "memory"); }};
+constexpr int MOST_TILES = {MOST_TILES};
+__shared__ int4 slot_of[MODULES * MOST_TILES];
+auto find_slot = [&](int module, int tile) {{ return slot_of[module * MOST_TILES + tile]; }};
+"""  # of the warps that see to adapters
 
 
 def tile_of(rows: int) -> int:
@@ -43,40 +51,42 @@ def arrange(operands: Operands, x: mx.array, rows: int, at: mx.array | None) -> 
 def multiply_tiles(
     operands: Operands, x: mx.array, rows: int, added: mx.array | None, give: Layout, adapted: Adapted | None = None
 ) -> mx.array:
-    """The product of so many rows that were laid out; `give`: how the result shall lie, if gated.
+    """The product of so many rows that were laid out, and what `adapted` makes of these, if one tile takes them all.
 
-    With `adapted`, of which a tile of rows at most takes care, parts of the product are always summed apart.
+    `give`: how the result shall lie, if gated.
     """
     tile = tile_of(rows)
     groups, _ = TILES[tile]
     kind, extra = operands.added(added)
     blocks = -(-rows // tile) * -(-operands.width // ((64 if operands.is_gated else 128) * groups))
     parts = 1 if operands.is_float else best_parts(rows, operands.inner, operands.sum_width, blocks)
-    is_parted = parts > 1 or adapted is not None
+    is_parted = parts > 1
     rank = 0 if adapted is None else adapted.pairs.rank
-    key = (operands.form, "many", tile, 0 if is_parted else kind, is_parted, give, rank)
+    is_alone = blocks * parts <= MULTIPROCESSORS
+    key = (operands.form, "many", tile, 0 if is_parted else kind, is_parted, give, rank, is_alone and rank > 0)
     launcher = operands.launchers.get(key)
     if launcher is None:
-        launcher = operands.launchers[key] = tiled(operands, tile, 0 if is_parted else kind, is_parted, give, rank)
-    inputs = [x, *operands.arrays]
+        launcher = operands.launchers[key] = tiled(
+            operands, tile, 0 if is_parted else kind, is_parted, give, rank, is_alone
+        )
+    inputs, numbers, grid = [x, *operands.arrays], {"rows": rows}, (blocks, parts, 1)
+    inputs += [] if is_parted or extra is None else [extra]
+    if adapted is not None:
+        shrinking = shrinking_of(operands, tile, rank, is_alone)
+        inputs += shrinking.inputs(adapted)
+        numbers |= {**shrinking.numbers(adapted), "num_certain": multiprocessors()}
     if is_parted:
-        shapes, numbers = [(parts, rows, operands.sum_width)], {"rows": rows}
-        if adapted is None:
-            sums = launcher(inputs, (blocks, parts, 1), shapes, [mx.float32], **numbers)[0]
-            return combine(operands, sums, kind, extra, give)
-        shrinking = shrinking_of(operands, tile, rank)
-        grid = (blocks * parts + shrinking.blocks(adapted), 1, 1)
-        numbers |= {"num_blocks": blocks, "splits": parts, **shrinking.numbers(adapted)}
-        sums = launcher(inputs + shrinking.inputs(adapted), grid, shapes, [mx.float32], **numbers)[0]
-        return low_rank.expand(operands, adapted, rows, added, sums, give)
+        sums = launcher(inputs, grid, [(parts, rows, operands.sum_width)], [mx.float32], **numbers)[0]
+        return combine(operands, sums, kind, extra, give)
     shape = give.shape(rows, operands.width) if operands.is_gated else (rows, operands.width)
-    inputs += [] if extra is None else [extra]
-    return launcher(inputs, (blocks, 1, 1), [shape], [operands.dtype], rows=rows)[0]
+    return launcher(inputs, grid, [shape], [operands.dtype], **numbers)[0]
 
 
-def shrinking_of(operands: Operands, tile: int, rank: int) -> low_rank.Shrinking:
-    """The blocks that go along with the product; its rows are normed already."""
-    return low_rank.Shrinking(operands, rank, Layout(operands.weights[0].bits, tile), False)
+def shrinking_of(operands: Operands, tile: int, rank: int, is_alone: bool) -> low_rank.Shrinking:
+    """What goes along with the product; its rows are normed already."""
+    spans = -(-SHARES // len(operands.weights))
+    layout = Layout(operands.weights[0].bits, tile)
+    return low_rank.Shrinking(operands, rank, layout, False, ahead=AHEAD[is_alone], most_spans=spans)
 
 
 @lru_cache(maxsize=4096)
@@ -92,12 +102,17 @@ def best_parts(rows: int, inner: int, width: int, blocks: int) -> int:
     return min(range(1, 1 + min(MOST_PARTS, inner // 512)), key=seconds)
 
 
-def tiled(operands: Operands, tile: int, kind: int, is_parted: bool, give: Layout, rank: int) -> Launcher:
+def tiled(
+    operands: Operands, tile: int, kind: int, is_parted: bool, give: Layout, rank: int, is_alone: bool
+) -> Launcher:
     names = ["x", *operands.names, *(["added"] if kind else [])]
     groups, most_blocks = TILES[tile]
+    most_blocks = most_blocks if not rank else 1 if is_alone else 2
     first = operands.weights[0]
     weights = 2 * groups * (128 * 128 + 256 * (16 // first.bits) * 256 // first.group_size)
-    room = {blocks: (SHARED_BYTES // blocks - 2304 - weights) // (tile * 256) for blocks in range(1, most_blocks + 1)}
+    sums, table = adapted_bytes(operands, tile, rank) if rank else (0, 0)
+    taken = 2304 + weights + sums + table
+    room = {blocks: (SHARED_BYTES // blocks - taken) // (tile * 256) for blocks in range(1, most_blocks + 1)}
     blocks = max(blocks for blocks, stages in room.items() if stages >= 2)  # one is read while the next one comes
     stages = min(4, room[blocks])
     constants = {
@@ -111,22 +126,31 @@ def tiled(operands: Operands, tile: int, kind: int, is_parted: bool, give: Layou
     }
     prelude = operands.absent(names)
     if rank:
-        shrinking = shrinking_of(operands, tile, rank)
+        shrinking = shrinking_of(operands, tile, rank, is_alone)
         assert groups * 4 == low_rank.WARPS
         names, constants = [*names, *low_rank.NAMES], constants | shrinking.constants
-        prelude += shrinking.text("(int)blockIdx.x - num_blocks * splits")
+        constants |= {"IS_CROWDED": blocks > 1}
+        shrink = f"auto shrink = [&](int share, float* scratch) {{\n{text('shrink')}\n}};\n"
+        prelude += MEETING + shrink + text("adapt")
     return Launcher(
         "product_many",
         ["weights"],
         names,
         ["out"],
         constants,
-        threads=128 * groups,
+        threads=128 * groups * (2 if rank else 1),
         blocks=blocks,
-        shared_memory=stages * tile * 256 + weights + 1024,
+        shared_memory=stages * tile * 256 + weights + sums + 1024,
         prelude=prelude,
         defines=f"#define APART 0\n#define ADAPTED {int(bool(rank))}\n{wgmma(tile)}",
     )
+
+
+def adapted_bytes(operands: Operands, tile: int, rank: int) -> tuple[int, int]:
+    """Shared memory for what adapters add to a block and what shrinking made of rows; and for whose rows these are."""
+    lows = (2 if operands.is_gated else 1) * tile * rank * 2
+    lows = max(lows, low_rank.WARPS * (rank + 1) * TILE * 4)  # first, the place of those who shrink
+    return tile * 512 + lows, 4 * tile + MOST_TILES * 16 * len(operands.weights) + 64
 
 
 def combine(operands: Operands, parts: mx.array, kind: int, extra: mx.array | None, give: Layout) -> mx.array:

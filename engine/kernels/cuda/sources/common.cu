@@ -45,6 +45,11 @@ __device__ __forceinline__ uint4 load16(const void* p) {
   asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
+__device__ __forceinline__ void turn(uint4& a, uint4& b, uint4& c, uint4& d) {  // rows become columns
+  const uint4 e = a, f = b, g = c, h = d;
+  a = make_uint4(e.x, f.x, g.x, h.x), b = make_uint4(e.y, f.y, g.y, h.y);
+  c = make_uint4(e.z, f.z, g.z, h.z), d = make_uint4(e.w, f.w, g.w, h.w);
+}
 template <int BYTES>
 __device__ __forceinline__ void copy_async(u32 to, const void* from, bool wanted = true) {
   if constexpr (BYTES == 16)

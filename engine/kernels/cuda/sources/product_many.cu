@@ -3,19 +3,15 @@
 // shared memory. The inner dimension goes by pieces of 128: x by one bulk copy a piece, STAGES - 1 of them on their way.
 // Weights come PART pieces at a time by each lane's own copies, one part ahead: small, so that three blocks fit on a
 // multiprocessor, since one alone waits for its own instructions. The inner dimension may be in PARTS, which are summed
-// by whoever reads `out`, (splits, rows, width) floats. Where rows have adapters, blocks stand in one line, and those of
-// `shrink` come last: they take what room these leave.
+// by whoever reads `out`, (splits, rows, width) floats. Where rows have adapters, a block has four more warps for what
+// these add (see adapt.cu), which is parted among the parts.
 constexpr int OCT = 16 / BITS, BLOCK = 32 * OCT, SUB = 128 / BLOCK, THREADS = 128 * GROUPS;
 constexpr int PART = 8 / BITS, SCALE_PART = 2 * PART, SCALE_BYTES = SCALE_PART * 256 / GROUP;
 constexpr int WIDTH = GATED ? N0 : N0 + N1 + N2, PIECES = K / 128;
 constexpr int XBYTES = TOKENS * 256, WBYTES = THREADS * 128, SBYTES = GROUPS * 4 * 64 * SCALE_BYTES;
 constexpr size_t ROW = (size_t)K * BITS / 8, SCALES = (size_t)K / GROUP * 2;
 const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-#if ADAPTED
-const int block = blockIdx.x % num_blocks, part_of_k = blockIdx.x / num_blocks, num_parts = splits;
-#else
 const int block = blockIdx.x, part_of_k = blockIdx.y, num_parts = gridDim.y;
-#endif
 const int token_tiles = (rows + TOKENS - 1) / TOKENS;
 const int first_token = (block % token_tiles) * TOKENS;
 const int first_row = ((block / token_tiles) * GROUPS + (warp >> 2)) * (GATED ? 64 : 128) + (warp & 3) * 16;
@@ -27,7 +23,31 @@ const char* shared = unaligned + (base - (u32)__cvta_generic_to_shared(unaligned
 __shared__ __align__(8) u64 arrived[STAGES];
 const u32 barriers = (u32)__cvta_generic_to_shared(arrived);
 if (threadIdx.x == 0) make_barriers(barriers, STAGES);
+#if ADAPTED
+if (threadIdx.x == 0)
+  asm volatile("mbarrier.init.shared.b64 [%0], 128;" ::"r"((u32)__cvta_generic_to_shared(&handed_over)));
+#endif
 __syncthreads();
+#if ADAPTED
+float* sums = (float*)(unaligned + (shared - unaligned) + STAGES * XBYTES + 2 * (WBYTES + SBYTES));
+if (threadIdx.x >= THREADS) {
+  if constexpr (IS_CROWDED) asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
+  const int column = block / token_tiles * (GATED ? 64 : 128), module = GATED || column < N0 ? 0 : column < N0 + N1 ? 1 : 2;
+  follow();
+  serve(part_of_k * gridDim.x + block, gridDim.x * num_parts, part_of_k, num_parts, sums, (u32*)(sums + TOKENS * 128), module,
+        column - (module == 0 ? 0 : module == 1 ? N0 : N0 + N1));
+  hand_over();
+  return;
+}
+if constexpr (IS_CROWDED) asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+#endif
+auto meet = [] {
+#if ADAPTED
+  asm volatile("bar.sync 1, 128;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+};
 
 // A matrix's row for one of a warpgroup's 128 outputs, the m-th 64 of them.
 auto find = [&](int m, int row_of_tile, int& which) -> int {
@@ -93,7 +113,7 @@ for (int piece = begin; piece < end; piece++) {
   if (part == 0) await_copies<0>();
   await_bulk(barriers + slot * 8, (piece - begin) / STAGES & 1);
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-  __syncthreads();
+  meet();
   if (threadIdx.x == 0 && piece + STAGES - 1 < end) fetch_rows(piece + STAGES - 1);
   if (part == 0 && piece + PART < end) fetch_weights(piece + PART);
   const u64 described = (u64)(((base + slot * XBYTES) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
@@ -152,6 +172,9 @@ for (int piece = begin; piece < end; piece++) {
   }
 }
 asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#if ADAPTED
+take_over(acc, sums);
+#endif
 #pragma unroll
 for (int n = 0; n < TOKENS / 8; n++)
 #pragma unroll

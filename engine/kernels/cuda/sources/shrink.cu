@@ -2,16 +2,14 @@
 // block has a span of the inner dimension of one module, and its warps part it; whoever reads these sums the spans.
 // x may have to be normed first: then the norm's factor, which needs all of a row, is left to the reader, who finds
 // the span's sum of squares behind the RANK sums. `tiles`: (adapter or -1, count, rows); `table`: where each module's
-// left and right matrices and slots (first rank row, rank, scale) are. This is the `shrinking`-th block of its kind,
-// APART in a launch that gives `lows`, or among those of the product that x is for, with a place of their own for
-// them.
+// left and right matrices and slots (first rank row, rank, scale) are. This is the `share`-th of
+// them, APART in a launch that gives `lows`, or in that of the product that x is for, with a place of their own for them.
 constexpr int SPAN = K / SPANS, SHARE = SPAN / SHRINK_WARPS, STRIDE = MODULES * (RANK + 4);
-const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-const int tile = shrinking % num_tiles, module = shrinking / num_tiles % MODULES, span = shrinking / num_tiles / MODULES;
-const int adapter = tiles[tile * 10], count = tiles[tile * 10 + 1];
-extern __shared__ float scratch[];  // (SHRINK_WARPS, RANK, 8), and squares (SHRINK_WARPS, 8)
-float* squares = scratch + SHRINK_WARPS * RANK * 8;
-const int4 slot = adapter < 0 || !(present >> module & 1) ? make_int4(0, 0, 0, 0) : ((const int4*)table[module * 3 + 2])[adapter];
+const int thread = threadIdx.x % (SHRINK_WARPS * 32), lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
+const int tile = share % num_tiles, module = share / num_tiles % MODULES, span = share / num_tiles / MODULES;
+const int count = tiles[tile * 10 + 1];
+float* squares = scratch + SHRINK_WARPS * RANK * 8;  // behind (SHRINK_WARPS, RANK, 8)
+const int4 slot = find_slot(module, tile);
 if (slot.y > 0 && count > 0) {
   const bf16* left = (const bf16*)table[module * 3] + (size_t)slot.x * K;
   const int row = tiles[tile * 10 + 2 + g];
@@ -36,6 +34,8 @@ if (slot.y > 0 && count > 0) {
       if (g < count) {
         if constexpr (X_ORDER == 0) {
           v[i] = *(const uint4*)(x + (size_t)row * K + k);
+        } else if constexpr (X_ORDER == 4 && SHARE % 128 == 0 && ABREAST % 4 == 0) {
+          v[i] = *(const uint4*)(x + place<X_ORDER, X_TOKENS>(row, k - i % 4 * 31, K));  // word j: k and k + 4 of step j
         } else {
           constexpr int NEXT = X_ORDER == 4 ? 1 : 2;  // a word holds k and k + 4, or k and k + 1
           v[i].x = *(const u32*)(x + place<X_ORDER, X_TOKENS>(row, k, K));
@@ -44,6 +44,10 @@ if (slot.y > 0 && count > 0) {
           v[i].w = *(const u32*)(x + place<X_ORDER, X_TOKENS>(row, k + 3 * NEXT, K));
         }
       }
+    }
+    if constexpr (X_ORDER == 4 && SHARE % 128 == 0 && ABREAST % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < ABREAST; i += 4) turn(v[i], v[i + 1], v[i + 2], v[i + 3]);
     }
 #pragma unroll
     for (int i = 0; i < ABREAST; i++) {
@@ -70,14 +74,14 @@ if (slot.y > 0 && count > 0) {
   square += __shfl_xor_sync(~0u, square, 1);
   square += __shfl_xor_sync(~0u, square, 2);
   if (t == 0) squares[warp * 8 + g] = square;
-  __syncthreads();
+  meet_shrinkers();
 #if APART
   float* to = lows;
 #else
   float* to = (float*)table[10];
 #endif
   to += ((size_t)span * num_tiles + tile) * 8 * STRIDE + module * (RANK + 4);
-  for (int i = threadIdx.x; i < (RANK + 1) * 8; i += SHRINK_WARPS * 32) {
+  for (int i = thread; i < (RANK + 1) * 8; i += SHRINK_WARPS * 32) {
     float sum = 0.f;
 #pragma unroll
     for (int w = 0; w < SHRINK_WARPS; w++) sum += i < RANK * 8 ? scratch[w * RANK * 8 + i] : squares[w * 8 + i % 8];
