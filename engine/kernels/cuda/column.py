@@ -78,6 +78,8 @@ class CudaKernels:
 
     def warm_up(self, weights: Weights, cache: KVCache, max_rows: int, max_tokens: int) -> None:
         """Each kind of batch runs once; and what some other number of rows needs is compiled."""
+        halves = self.halves(weights.layers[0], 0)
+        warming.compile_all_products(halves, max_rows, max_tokens)
         for batch in warming.batches(max_rows, max_tokens, cache.block_size):
             x = self.layers(self.embed(weights, batch.tokens), weights, cache, batch, None)
             logits = self.logits(x, weights, batch.numbers.output_rows)
@@ -89,10 +91,7 @@ class CudaKernels:
                     self.try_step(weights, cache, batch, knobs, is_greedy, is_filtered, self.read(tokens))
         warming.run_mlx_kernels(cache, self.config.vocab_size)
         warming.compile_addresses()
-        halves = self.halves(weights.layers[0], 0)
-        for rows in {*range(1, max_rows + 1), *range(64, max_tokens + 1, 64), max_tokens}:
-            is_common = rows in warming.FEW_AND_TILES or rows % 64 == 0 or rows == max_tokens
-            warming.compile_products(halves, rows, warming.COMMON_RANKS if is_common else ())
+        warming.build_products(halves, max_rows, max_tokens)
         for rows in warming.row_counts(max_rows):
             self.logits(
                 mx.zeros((rows + 1, self.config.hidden_size), mx.bfloat16), weights, np.arange(rows, dtype=np.int32)

@@ -1,12 +1,17 @@
 """Compiler: a kernel's text -> machine code for this GPU, through NVRTC, and kept on disk for the next start.
 
 MLX compiles the texts that it is given again in every process, with headers of its own, and takes two seconds for
-each. Without them it is a third of a second, once.
+each. Without them it is a third of a second, once. The compiler takes one text of a process at a time, so a first start
+has many texts compiled by processes of their own, which have no more than this file and the library.
 """
 
 import ctypes
 import hashlib
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -41,10 +46,15 @@ def missing_reason() -> str | None:
 
 
 @cache
-def nvrtc() -> ctypes.CDLL:
-    """The library that MLX brought into this process."""
+def nvrtc(path: str = "") -> ctypes.CDLL:
+    """The library at `path`, or the one that MLX brought into this process."""
+    return ctypes.CDLL(path or path_of_nvrtc())
+
+
+@cache
+def path_of_nvrtc() -> str:
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return ctypes.CDLL(next(line.split()[-1] for line in lines if "/libnvrtc.so" in line))
+    return next(line.split()[-1] for line in lines if "/libnvrtc.so" in line)
 
 
 def machine_code(text: str) -> bytes:
@@ -53,9 +63,26 @@ def machine_code(text: str) -> bytes:
     try:
         return kept.read_bytes()
     except OSError:
-        code = compiled(text, target())
+        code = compiled(text, target(), nvrtc())
         keep(kept, code)
         return code
+
+
+def compile_together(texts: Iterable[str]) -> None:
+    """Those that are not on the disk yet, by as many processes as there are cores; who fails leaves it to the next."""
+    missing = [(str(place), text) for text in dict.fromkeys(texts) if not (place := place_of(text)).exists()]
+    count = min(len(missing), len(os.sched_getaffinity(0)))
+    if count < 2:
+        return
+    command = [sys.executable, __file__, path_of_nvrtc(), target()]
+    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(count)]
+    missing.sort(key=lambda one: len(one[1]), reverse=True)
+    for index, worker in enumerate(workers):
+        assert worker.stdin
+        worker.stdin.write(json.dumps(missing[index::count]).encode())
+        worker.stdin.close()
+    for worker in workers:
+        worker.wait()
 
 
 def target() -> str:
@@ -86,8 +113,8 @@ def keep(path: Path, code: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def compiled(text: str, target: str) -> bytes:
-    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
+def compiled(text: str, target: str, library: ctypes.CDLL) -> bytes:
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
     library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"genserve.cu", 0, None, None)
     try:
         options = (f"--gpu-architecture={target}", "--std=c++17", "--device-as-default-execution-space")
@@ -103,3 +130,8 @@ def compiled(text: str, target: str) -> bytes:
         return code.raw
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+if __name__ == "__main__":  # one of those who compile together
+    for place, text in json.load(sys.stdin):
+        keep(Path(place), compiled(text, sys.argv[2], nvrtc(sys.argv[1])))

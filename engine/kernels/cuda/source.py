@@ -139,6 +139,13 @@ class Launcher:
     def compile(
         self, inputs: Sequence[mx.Dtype], outputs: Sequence[mx.Dtype], numbers: Mapping[str, int]
     ) -> tuple[str, bytes]:
+        name, whole = self.whole(inputs, outputs, numbers)
+        return name, machine_code(whole)
+
+    def whole(
+        self, inputs: Sequence[mx.Dtype], outputs: Sequence[mx.Dtype], numbers: Mapping[str, int]
+    ) -> tuple[str, str]:
+        """The kernel's name and all of its text."""
         arguments = [f"const {TYPES[dtype]}* {name}" for name, dtype in zip(self.inputs, inputs, strict=True)]
         arguments += [f"{TYPES[dtype]}* {name}" for name, dtype in zip(self.outputs, outputs, strict=True)]
         arguments += [f"int {name}" for name in (*numbers, "is_rehearsal")]
@@ -146,7 +153,7 @@ class Launcher:
         rest = f"({', '.join(arguments)}) {{\nif (is_rehearsal) return;\n{self.body}\n}}\n"
         digest = hashlib.sha256((self.header + bounds + rest).encode()).hexdigest()[:16]
         name = f"genserve_{self.name}_{digest}"
-        return name, machine_code(f'{self.header}\nextern "C" __global__ void {bounds} {name}{rest}')
+        return name, f'{self.header}\nextern "C" __global__ void {bounds} {name}{rest}'
 
     def shown(
         self,

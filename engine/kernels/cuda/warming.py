@@ -3,7 +3,7 @@
 Their rows are written to the cache's first block, which belongs to nobody.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
 from engine.kernels.cuda.adapters import Pair, blank, pairs_of, workplace_for
+from engine.kernels.cuda.compiler import compile_together
 from engine.kernels.cuda.halves import Halves
 from engine.kernels.cuda.layout import ROW_BY_ROW
+from engine.kernels.cuda.source import Launcher
 from engine.logprobs import score
 
 FEW_AND_TILES = (1, 2, 4, 8, 16, 32, 64)  # numbers of rows that have kernels of their own
@@ -71,6 +73,46 @@ def compile_addresses() -> None:
     numbers = mx.zeros((2, 4), mx.int32)
     pair = Pair(mx.zeros((16, 1024), mx.bfloat16), mx.zeros((16, 128), mx.bfloat16), numbers, 16)
     pairs_of((pair,), workplace_for([pair]))
+
+
+class Gathering:
+    """Launches within it are not carried out; the texts of their kernels are noted."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __enter__(self) -> "Gathering":
+        assert Launcher.recorder is None
+        Launcher.recorder = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Launcher.recorder = None
+
+    def record(
+        self,
+        launcher: Launcher,
+        inputs: Sequence[mx.array],
+        grid: tuple[int, int, int],
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[mx.Dtype],
+        numbers: Mapping[str, int],
+    ) -> list[mx.array]:
+        self.texts.append(launcher.whole([array.dtype for array in inputs], dtypes, numbers)[1])
+        return [mx.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+
+
+def compile_all_products(halves: Halves, max_rows: int, max_tokens: int) -> None:
+    """Those of every number of rows, side by side if the disk does not have them, before anything is run."""
+    with Gathering() as gathered:
+        build_products(halves, max_rows, max_tokens)
+    compile_together(gathered.texts)
+
+
+def build_products(halves: Halves, max_rows: int, max_tokens: int) -> None:
+    for rows in {*range(1, max_rows + 1), *range(64, max_tokens + 1, 64), max_tokens}:
+        is_common = rows in FEW_AND_TILES or rows % 64 == 0 or rows == max_tokens
+        compile_products(halves, rows, COMMON_RANKS if is_common else ())
 
 
 def compile_products(halves: Halves, rows: int, ranks: tuple[int, ...]) -> None:
