@@ -14,7 +14,6 @@ from engine.kernels.cuda.source import Constants, Launcher, text, wgmma
 TILES = {16: (1, 4), 32: (1, 3), 64: (1, 3)}  # rows: warpgroups of a block, blocks of a multiprocessor
 MOST_PARTS = 8
 SHARES = 4  # of what a tile of rows shrinks, so that 32 adapters keep as many blocks busy as there are multiprocessors
-AHEAD = {True: 8, False: 4}  # loads of a lane that shrinks, if its block is alone on a multiprocessor
 MEETING = f"""auto meet_shrinkers = [] {{ asm volatile("bar.sync 2, 128;" ::: "memory"); }};
 constexpr int MOST_TILES = {MOST_TILES};
 __shared__ int4 slot_of[MODULES * MOST_TILES];
@@ -84,9 +83,10 @@ def multiply_tiles(
 
 def shrinking_of(operands: Operands, tile: int, rank: int, is_alone: bool) -> low_rank.Shrinking:
     """What goes along with the product; its rows are normed already."""
-    spans = -(-SHARES // len(operands.weights))
+    spans = max(1, SHARES // len(operands.weights))
+    ahead = 8 if is_alone and operands.inner // spans > 1024 else 4  # where registers allow, and a share is long
     layout = Layout(operands.weights[0].bits, tile)
-    return low_rank.Shrinking(operands, rank, layout, False, ahead=AHEAD[is_alone], most_spans=spans)
+    return low_rank.Shrinking(operands, rank, layout, False, ahead=ahead, most_spans=spans)
 
 
 @lru_cache(maxsize=4096)
