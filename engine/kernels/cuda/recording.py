@@ -5,7 +5,7 @@ share, since these run one after another. A buffer that nobody has any more is g
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import cast
@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from engine.kernels.cuda import driver
 from engine.kernels.cuda.addressing import addresses_of
-from engine.kernels.cuda.source import Launcher
+from engine.kernels.cuda.source import Launch, Launcher, Recorder
 
 LEAST_BYTES = 1 << 12
 
@@ -79,36 +79,21 @@ class Written:
     arguments: list[int | str | mx.array]
 
 
-class Recording:
+class Recording(Recorder):
     """Launches within it are written down."""
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
         self.written: list[Written] = []
 
-    def __enter__(self) -> "Recording":
-        assert Launcher.recorder is None
-        Launcher.recorder = self
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        Launcher.recorder = None
-
-    def record(
-        self,
-        launcher: Launcher,
-        inputs: Sequence[mx.array],
-        grid: tuple[int, int, int],
-        shapes: Sequence[tuple[int, ...]],
-        dtypes: Sequence[mx.Dtype],
-        numbers: Mapping[str, int],
-    ) -> list[mx.array]:
-        name, code = launcher.machine([array.dtype for array in inputs], dtypes, numbers)
+    def record(self, launch: Launch) -> list[mx.array]:
+        launcher = launch.launcher
+        name, code = launcher.machine(launch.input_dtypes, launch.dtypes, launch.numbers)
         function = driver.function(name, code, launcher.shared_memory)
-        outputs = [Taken(shape, dtype, self.arena) for shape, dtype in zip(shapes, dtypes, strict=True)]
-        given: list[mx.array | Buffer] = [*inputs, *outputs]
+        outputs = [Taken(shape, dtype, self.arena) for shape, dtype in zip(launch.shapes, launch.dtypes, strict=True)]
+        given: list[mx.array | Buffer] = [*launch.inputs, *outputs]
         arguments = [one.address if isinstance(one, Buffer) else one for one in given]
-        self.written.append(Written(launcher, function, grid, [*arguments, *numbers.values(), 0]))
+        self.written.append(Written(launcher, function, launch.grid, [*arguments, *launch.numbers.values(), 0]))
         return [output.as_array() for output in outputs]
 
     def graph(self, *, overlaps: bool) -> "RecordedGraph":

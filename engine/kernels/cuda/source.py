@@ -6,10 +6,12 @@ are not among the constants, so the set is small and can be compiled at start.
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import ClassVar, Protocol
+from typing import ClassVar, Self
 
 import mlx.core as mx
 
@@ -44,18 +46,35 @@ def wgmma(columns: int) -> str:
     )
 
 
-class Recorder(Protocol):
-    """Who writes launches down instead of having MLX carry them out."""
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel that is called: with what, in how many blocks, and what it is to give."""
 
-    def record(
-        self,
-        launcher: "Launcher",
-        inputs: Sequence[mx.array],
-        grid: tuple[int, int, int],
-        shapes: Sequence[tuple[int, ...]],
-        dtypes: Sequence[mx.Dtype],
-        numbers: Mapping[str, int],
-    ) -> list[mx.array]:
+    launcher: "Launcher"
+    inputs: Sequence[mx.array]
+    grid: tuple[int, int, int]
+    shapes: Sequence[tuple[int, ...]]
+    dtypes: Sequence[mx.Dtype]
+    numbers: Mapping[str, int]
+
+    @property
+    def input_dtypes(self) -> list[mx.Dtype]:
+        return [array.dtype for array in self.inputs]
+
+
+class Recorder(ABC):
+    """Within it MLX carries no launch out: all are its own."""
+
+    def __enter__(self) -> Self:
+        assert Launcher.recorder is None
+        Launcher.recorder = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Launcher.recorder = None
+
+    @abstractmethod
+    def record(self, launch: Launch) -> list[mx.array]:
         """What stands for the outputs."""
 
 
@@ -98,7 +117,7 @@ class Launcher:
     ) -> list[mx.array]:
         """`numbers` are whatever else the kernel reads, by the names that it has for them."""
         if Launcher.recorder is not None:
-            return Launcher.recorder.record(self, inputs, grid, shapes, dtypes, numbers)
+            return Launcher.recorder.record(Launch(self, inputs, grid, shapes, dtypes, numbers))
         if self._code is None:
             name, machine = self.machine([array.dtype for array in inputs], dtypes, numbers)
             self._code = name, self.shown(name, machine, [array.dtype for array in inputs], dtypes, numbers)

@@ -3,7 +3,7 @@
 Their rows are written to the cache's first block, which belongs to nobody.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +14,7 @@ from engine.kernels.cuda.adapters import Pair, blank, pairs_of, workplace_for
 from engine.kernels.cuda.compiler import compile_together
 from engine.kernels.cuda.halves import Halves
 from engine.kernels.cuda.layout import ROW_BY_ROW
-from engine.kernels.cuda.source import Launcher
+from engine.kernels.cuda.source import Launch, Launcher, Recorder
 from engine.logprobs import score
 
 FEW_AND_TILES = (1, 2, 4, 8, 16, 32, 64)  # numbers of rows that have kernels of their own
@@ -75,38 +75,23 @@ def compile_addresses() -> None:
     pairs_of((pair,), workplace_for([pair]))
 
 
-class Gathering:
+class Gathering(Recorder):
     """Launches within it are not carried out; the texts of their kernels are noted."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.texts: dict[Launcher, str] = {}  # one each, however many rows it is called for
 
-    def __enter__(self) -> "Gathering":
-        assert Launcher.recorder is None
-        Launcher.recorder = self
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        Launcher.recorder = None
-
-    def record(
-        self,
-        launcher: Launcher,
-        inputs: Sequence[mx.array],
-        grid: tuple[int, int, int],
-        shapes: Sequence[tuple[int, ...]],
-        dtypes: Sequence[mx.Dtype],
-        numbers: Mapping[str, int],
-    ) -> list[mx.array]:
-        self.texts.append(launcher.whole([array.dtype for array in inputs], dtypes, numbers)[1])
-        return [mx.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    def record(self, launch: Launch) -> list[mx.array]:
+        if launch.launcher not in self.texts:
+            _, self.texts[launch.launcher] = launch.launcher.whole(launch.input_dtypes, launch.dtypes, launch.numbers)
+        return [mx.zeros(shape, dtype) for shape, dtype in zip(launch.shapes, launch.dtypes, strict=True)]
 
 
 def compile_all_products(halves: Halves, max_rows: int, max_tokens: int) -> None:
     """Those of every number of rows, side by side if the disk does not have them, before anything is run."""
     with Gathering() as gathered:
         build_products(halves, max_rows, max_tokens)
-    compile_together(gathered.texts)
+    compile_together(gathered.texts.values())
 
 
 def build_products(halves: Halves, max_rows: int, max_tokens: int) -> None:

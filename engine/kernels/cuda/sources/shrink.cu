@@ -2,8 +2,8 @@
 // block has a span of the inner dimension of one module, and its warps part it; whoever reads these sums the spans.
 // x may have to be normed first: then the norm's factor, which needs all of a row, is left to the reader, who finds
 // the span's sum of squares behind the RANK sums. `tiles`: (adapter or -1, count, rows); `table`: where each module's
-// left and right matrices and slots (first rank row, rank, scale) are. This is the `share`-th of
-// them, APART in a launch that gives `lows`, or in that of the product that x is for, with a place of their own for them.
+// left and right matrices and slots (first rank row, rank, scale) are. This is the `share`-th of them, APART in a launch
+// that gives `lows`, or in that of the product that x is for, with a place of their own for them.
 constexpr int SPAN = K / SPANS, SHARE = SPAN / SHRINK_WARPS, STRIDE = MODULES * (RANK + 4);
 const int thread = threadIdx.x % (SHRINK_WARPS * 32), lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
 const int tile = share % num_tiles, module = share / num_tiles % MODULES, span = share / num_tiles / MODULES;
