@@ -107,7 +107,6 @@ class ModelServer(GenServer):
         self.watched: dict[Pid, Ref] = {}
         self.is_stepping = False
         self.is_draining = False
-        self.knows_words = False
         self.quiet_beats = 0
         inherited = last_lesson(self.directory, self.epoch.name)
         self.clock = StepClock(inherited)
@@ -250,10 +249,10 @@ class ModelServer(GenServer):
                     self.enter(given)
 
     def read_vocabulary(self) -> None:
-        """If it was not yet: after a while with nothing to do, or when stop strings need it."""
-        if self.engine is not None and not self.knows_words:
+        """If it was not yet: after a while with nothing to do, or when stop strings need it. It is no hang."""
+        if self.engine is not None:
             self.progress.begin(LOAD_SECONDS)
-            self.knows_words = self.engine.vocabulary is not None
+            _ = self.engine.vocabulary
             self.progress.end()
 
     # Steps

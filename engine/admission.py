@@ -42,6 +42,7 @@ def sequences_of(
             num_prompt=len(request.prompt),
             max_length=len(request.prompt) + request.sampling.max_tokens,
             root=root,
+            vocabulary=vocabulary,
             answer=answer_state(request, vocabulary, answer),
             has_started=choice > 0,
             has_scored_prompt=choice > 0 or any(request.resumed),  # scores come with the first token

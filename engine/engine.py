@@ -174,7 +174,7 @@ class Engine:
     def commit_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         num_written = len(sequence.tokens)
         position = num_written - sequence.num_prompt
-        reason = sequence.take(token, self.vocabulary if sequence.answer is not None else None)
+        reason = sequence.take(token)
         self._outbox.append(TokenEvent(sequence.request.id, sequence.choice, position, token, reason, logprob))
         if num_written % self.options.block_size == 0 and sequence.blocks:
             self.scheduler.remember(sequence, num_written)

@@ -42,7 +42,8 @@ class Sequence:
     has_started: bool = False  # and its sender was told
     has_scored_prompt: bool = False
     prompt_scores: dict[int, TokenLogprob] = field(default_factory=dict)  # by position
-    answer: AnswerState | None = None  # if stop strings may end it
+    vocabulary: Vocabulary | None = None  # if stop strings may end it
+    answer: AnswerState | None = None  # likewise
     is_forking: bool = False  # the other choices start where its prompt ends
 
     @property
@@ -77,11 +78,11 @@ class Sequence:
     def is_finished(self) -> bool:
         return self.status is Status.FINISHED
 
-    def take(self, token: int, vocabulary: Vocabulary | None) -> FinishReason | None:
-        """The next token of the answer; why it is the last one, if it is. The vocabulary matters to stop strings."""
+    def take(self, token: int) -> FinishReason | None:
+        """The next token of the answer; why it is the last one, if it is."""
         self.tokens.append(token)
-        if self.answer is not None and vocabulary is not None:
-            self.answer, _ = self.answer.step(vocabulary.bytes_of(token))
+        if self.answer is not None and self.vocabulary is not None:
+            self.answer, _ = self.answer.step(self.vocabulary.bytes_of(token))
         return self.ending()
 
     def ending(self) -> FinishReason | None:
