@@ -24,7 +24,8 @@ from actors.request_server import Submit
 from actors.request_stats import RequestServerStats
 from actors.supervisor import count_children
 from actors.system_config import ROOT, partition_names
-from engine.completion import Completion, Piece
+from engine.completion import Completion, Piece, Usage
+from engine.event import TokenLogprob
 from engine.refusal import BadRequest
 
 PATIENCE_SECONDS = 60.0  # that a partition may be away before its clients are told so
@@ -67,6 +68,16 @@ class Stream:
             if pieces:
                 yield pieces
         self._inbox.ended()
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """There before the first piece, if they were asked for."""
+        return self._inbox.prompt_logprobs
+
+    @property
+    def usage(self) -> Usage:
+        """There at its end."""
+        return self._inbox.ended().usage
 
     def close(self) -> None:
         """Hear no more of it; if it has not ended, it is cancelled."""

@@ -58,18 +58,19 @@ class Load:
             )
         if deadline is None:
             return
-        if deadline - now < self.soonest_seconds:
-            raise too_short(deadline - now, self.soonest_seconds)
+        left = deadline - now
+        if left < self.soonest_seconds:
+            raise too_short(left, self.soonest_seconds)
         rate = self.pace.rate()
         if rate is None or not self.owed_tokens:
             return
-        if cost / rate > deadline - now:  # were it alone
-            raise too_short(deadline - now, cost / rate)
+        if cost / rate > left:  # were it alone
+            raise too_short(left, cost / rate)
         work = MARGIN * max(self.owed_tokens + cost, cost * (num_living + 1))
-        late = now + work / rate - deadline
+        late = work / rate - left
         if late > 0:
             raise Overloaded(
-                f"the work before it would make this request late: {deadline - now:.1f} s are left",
+                f"the work before it would make this request late: {left:.1f} s are left",
                 retry_after_seconds=self.seconds_for(math.ceil(late * rate)),
             )
 

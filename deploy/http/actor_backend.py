@@ -27,7 +27,7 @@ from actors.refusals import Unavailable
 from actors.running import Running
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import status
-from deploy.http.actor_requests import chained, check_ending, scores_of, usage_of, words_of
+from deploy.http.actor_requests import chained, check_ending, scores_of, words_of
 from deploy.http.actor_view import NO_VIEW, View, process_of, view_of
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Stats, Terms
@@ -123,7 +123,7 @@ class ActorBackend:
                     wants_scores = False
         finally:
             stream.leave()
-        yield (usage_of(stream),)
+        yield (stream.usage,)
 
     def _client(self, tenant: str) -> Client:
         if tenant not in self._clients:

@@ -8,7 +8,6 @@ from typing import Any
 from actors.client import Stream
 from actors.refusals import Unavailable
 from deploy.http.backend import Cancelled, Part, Terms
-from engine.completion import Usage
 from engine.event import PromptScored
 from engine.request import Request, Sampling
 
@@ -39,13 +38,8 @@ def words_of(request: Request, terms: Terms) -> dict[str, Any]:
 
 def scores_of(stream: Stream) -> tuple[PromptScored, ...]:
     """What a stream tells of its prompt; it is there before the first piece."""
-    scores = stream._inbox.prompt_logprobs
+    scores = stream.prompt_logprobs
     return () if scores is None else (PromptScored(stream.id, scores),)
-
-
-def usage_of(stream: Stream) -> Usage:
-    """What a stream tells at its end."""
-    return stream._inbox.ended().usage
 
 
 async def chained(

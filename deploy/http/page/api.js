@@ -15,8 +15,8 @@ export async function call(method, path, body) {
 }
 
 // A chat completion as it is written: `told` gets every chunk, and how many tokens each answer has by then, which is
-// what an event's id says. It survives lost connections, because its key makes it
-// the same request again and the last event's id says how much of it is here.
+// what an event's id says. It survives lost connections, because its key makes it the same request again and the last
+// event's id says how much of it is here.
 export class Stream {
   constructor(body, told) {
     this.body = { ...body, stream: true };
