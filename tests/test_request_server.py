@@ -77,6 +77,13 @@ class Bench:
         assert isinstance(server, RequestServer)
         server.outbox.journal.close()
 
+    def submit_to_nobody(self, request: Request, **words: Any) -> None:
+        """Accepted, with no model server there any more."""
+        self.node.run()
+        exit(self.model, SHUTDOWN)
+        self.node.run()
+        self.submit(request, **words)
+
 
 @contextmanager
 def bench(directory: Path, **changes: Any) -> Iterator[Bench]:
@@ -228,10 +235,7 @@ def test_a_long_answer_comes_in_parts_of_a_bounded_size(tmp_path: Path) -> None:
 def test_who_has_more_than_it_can_use_is_still_there(tmp_path: Path) -> None:
     (request,) = mixed_requests(1)
     with bench(tmp_path) as made:
-        made.node.run()
-        exit(made.model, SHUTDOWN)
-        made.node.run()
-        made.submit(request, lease_seconds=5.0)
+        made.submit_to_nobody(request, lease_seconds=5.0)
         for _ in range(3):
             made.node.advance(4.0)
             assert request_server.poll(made.requests, Poll({}, 0, kept=(request.id,))) == []
@@ -267,10 +271,7 @@ def test_a_cancel_frees_the_engine_within_a_step(tmp_path: Path) -> None:
 def test_a_client_that_vanishes_is_cancelled_after_its_lease(tmp_path: Path) -> None:
     (request,) = mixed_requests(1)
     with bench(tmp_path) as made:
-        made.node.run()
-        exit(made.model, SHUTDOWN)
-        made.node.run()
-        made.submit(request, lease_seconds=5.0)
+        made.submit_to_nobody(request, lease_seconds=5.0)
         made.node.advance(4.0)
         assert made.stats().num_living == 1
         made.node.advance(2.0)
@@ -280,10 +281,7 @@ def test_a_client_that_vanishes_is_cancelled_after_its_lease(tmp_path: Path) -> 
 def test_deadlines_end_what_is_late(tmp_path: Path) -> None:
     (request,) = mixed_requests(1)
     with bench(tmp_path) as made:
-        made.node.run()
-        exit(made.model, SHUTDOWN)
-        made.node.run()
-        made.submit(request, deadline_seconds=3.0, lease_seconds=None)
+        made.submit_to_nobody(request, deadline_seconds=3.0, lease_seconds=None)
         made.node.advance(4.0)
         end = made.poll(request)[request.id].end
         assert end is not None and end.code == "deadline_passed"
