@@ -257,7 +257,12 @@ def held(port: int, processes: dict[str, int]) -> dict[str, float]:
 
 
 def looked(port: int) -> Any:
-    return httpx.get(f"http://127.0.0.1:{port}/v1/system", trust_env=False, timeout=60).json()
+    """What the system says of itself, as soon as there is room for one more connection."""
+    while True:
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/system", trust_env=False, timeout=60)
+        if answer.status_code != 503:
+            return answer.raise_for_status().json()
+        time.sleep(0.2)
 
 
 def wait_until_idle(port: int, looks: int = 10) -> None:
