@@ -111,13 +111,14 @@ def disturbed(
             wait_for_lines(output, goal, batch)
             if goal in batch_goals:
                 batch.send_signal(signal.SIGKILL)
-                batch.wait()
-                killed_batches += 1
+                killed_batches += batch.wait() == -signal.SIGKILL
                 batch = begin(cluster, source, output, model)
             else:
+                batch.send_signal(signal.SIGSTOP)  # however long the killer takes, the batch has lines left then
                 killer.stdin.write(b"\n")
                 killer.stdin.flush()
                 killed_models += killer.stdout.readline().startswith(b"genserve")
+                batch.send_signal(signal.SIGCONT)
         code = batch.wait(PATIENCE_SECONDS)
     finally:
         for process in (killer, batch):
