@@ -67,6 +67,10 @@ class Died(CallFailed):
     """The server ended, with `reason`, before it answered."""
 
 
+class NotCarried(Exception):
+    """A message, or its answer, that cannot be made into bytes or back. Who was asked goes on."""
+
+
 class StartFailed(Exception):
     """A process did not come to life."""
 

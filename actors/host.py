@@ -1,7 +1,8 @@
 """Host: carries one loop in an actor of its own. Knows no Ray; what it is given makes it vanish.
 
-Two threads. The actor's event loop only receives: it puts messages in order, and acts on signals at once, even while a
-callback is at work. The process's own thread runs the callbacks, one at a time, and touches all that a server owns.
+Threads that only receive, the switchboard's and Ray's event loop, put messages in order, and act on signals at once,
+even while a callback is at work. The process's own thread runs the callbacks, one at a time, and touches all that a
+server owns.
 
 The end has two moments. First the process is dead to everybody: calls fail, monitors hear the reason, and it can send
 nothing more. Then, when its last words were heard, the actor goes.
@@ -18,10 +19,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from actors.birth import Birth
 from actors.envelope import Call, Envelope, GoOn, System
-from actors.exits import NOPROC, Reason, StartFailed, reason_of
+from actors.exits import NOPROC, NotCarried, Reason, StartFailed, reason_of
 from actors.loop import Loop
 from actors.node import enter
 from actors.ordering import Ordering
@@ -54,6 +56,13 @@ def read_label(packed: Packed) -> tuple[str, int]:
     return packed[:SENDER_BYTES].hex(), int.from_bytes(packed[SENDER_BYTES:LABEL_BYTES])
 
 
+class HostNode(Node, Protocol):
+    """A node with one process in it."""
+
+    def listen(self) -> None:
+        """Take messages for it from here on."""
+
+
 class Gone(BaseException):
     """Ends the thread of a process that was ended while it was at work."""
 
@@ -63,7 +72,7 @@ class Host:
         self,
         pid: Pid,
         birth: Birth,
-        make_node: Callable[[Host], Node],
+        make_node: Callable[[Host], HostNode],
         pack: Callable[[object], Packed],
         vanish: Callable[[], None],
     ) -> None:
@@ -76,14 +85,16 @@ class Host:
         self._ordering: Ordering[Item | None] = Ordering()
         self._timers = Timers()
         self._refs = count(1)
-        self._replies: dict[Ref, Future[Answer]] = {}
+        self._replies: dict[Ref, Future[object]] = {}
         self._watchers: list[Future[Reason]] = []
         self._unheard = 0
         self._is_heard = threading.Event()
         self._lock = threading.Lock()
+        self._receiving = threading.Lock()
         node = make_node(self)
         enter(node)
         self.loop = Loop(birth, pid, node, self)
+        node.listen()
         self._thread = threading.Thread(target=self._live, name=str(pid), daemon=True)
         self._thread.start()
 
@@ -95,21 +106,21 @@ class Host:
         return self.reason is None
 
     async def deliver(self, packed: Packed) -> Packed | None:
-        """Take a message; for one that is a question, wait for its answer."""
-        sender, number = read_label(packed)
+        """Take a message that came by Ray; for one that is a question, wait for its answer."""
+        answer = self._receive(packed)
+        return None if answer is None else self._pack_answer(await asyncio.wrap_future(answer))
+
+    def hear(self, packed: Packed, tell: Callable[[Packed], object] | None) -> None:
+        """Take a message that came over a socket; one that is a question is told its answer there."""
         try:
-            caller, envelope = pickle.loads(memoryview(packed)[LABEL_BYTES:])
-        except Exception:
-            # Its class is not to be found here, say. It is lost, but those behind it must not wait for it.
-            self._take_in(sender, number, None)
-            raise
-        if not isinstance(envelope, Call | System):
-            self._take_in(sender, number, (envelope, None))
-            return None
-        from_ = From(self.pid, caller, Ref(next(self._refs)))
-        answer = self._expect(from_)
-        self._take_in(sender, number, (envelope, from_))
-        return self._pack(await answer)
+            answer = self._receive(packed)
+        except Exception as error:
+            if tell is None:
+                raise
+            tell(self._pack((False, NotCarried(repr(error)))))
+        else:
+            if answer is not None and tell is not None:
+                answer.add_done_callback(lambda given: tell(self._pack_answer(given.result())))
 
     async def answer(self, ref: Ref, value: object) -> None:
         """A reply that another process gives in our name."""
@@ -199,23 +210,47 @@ class Host:
         except Empty:
             return None
 
+    def _receive(self, packed: Packed) -> Future[object] | None:
+        """Put it in its place in the line. A question's answer will be there."""
+        sender, number = read_label(packed)
+        try:
+            caller, envelope = pickle.loads(memoryview(packed)[LABEL_BYTES:])
+        except Exception:
+            # Its class is not to be found here, say. It is lost, but those behind it must not wait for it.
+            self._take_in(sender, number, None)
+            raise
+        if not isinstance(envelope, Call | System):
+            self._take_in(sender, number, (envelope, None))
+            return None
+        from_ = From(self.pid, caller, Ref(next(self._refs)))
+        answer = self._expect(from_)
+        self._take_in(sender, number, (envelope, from_))
+        return answer
+
+    def _pack_answer(self, answer: object) -> Packed:
+        try:
+            return self._pack(answer)
+        except Exception as error:
+            return self._pack((False, NotCarried(repr(error))))
+
     def _take_in(self, sender: str, number: int, item: Item | None) -> None:
-        self._arrive(self._ordering.arrive(sender, number, item))
-        missing = self._ordering.missing(sender)
+        with self._receiving:
+            self._arrive(self._ordering.arrive(sender, number, item))
+            missing = self._ordering.missing(sender)
         if missing is not None:
-            asyncio.get_running_loop().call_later(GAP_SECONDS, self._skip, sender, missing)
+            self.schedule(GAP_SECONDS, lambda: self._skip(sender, missing))
 
     def _arrive(self, items: list[Item | None]) -> None:
         for item in items:
             if item is not None:
                 self.loop.arrive(*item)
 
-    def _expect(self, from_: From) -> asyncio.Future[Answer]:
-        answer: Future[Answer] = Future()
+    def _expect(self, from_: From) -> Future[object]:
+        answer: Future[object] = Future()
         self._replies[from_.ref] = answer
         if self.reason is not None:
             self._fail(from_.ref, NOPROC)
-        return asyncio.wrap_future(answer)
+        return answer
 
     def _fail(self, ref: Ref, reason: Reason) -> None:
         reply = self._replies.pop(ref, None)
@@ -223,7 +258,8 @@ class Host:
             reply.set_result((False, reason))
 
     def _skip(self, sender: str, missing: int) -> None:
-        self._arrive(self._ordering.skip(sender, missing))
+        with self._receiving:
+            self._arrive(self._ordering.skip(sender, missing))
 
     def _leave(self) -> None:
         self._is_heard.wait(FAREWELL_SECONDS)

@@ -9,6 +9,7 @@ milliseconds after the death, and the reason is "killed".
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import signal
@@ -39,7 +40,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors import names
 from actors.birth import Birth, label_of
 from actors.envelope import Envelope
-from actors.exits import KILLED, NOPROC, Died, NoProc, Reason, StartFailed, Timeout
+from actors.exits import KILLED, NOPROC, Died, NoProc, NotCarried, Reason, StartFailed, Timeout
 from actors.host import Host, Packed
 from actors.loop import Loop
 from actors.node import enter, leave
@@ -47,8 +48,10 @@ from actors.own_ray import lean, let_workers_import_us, makes_places
 from actors.peer import Peer
 from actors.pid import From, Pid
 from actors.shared_table import SharedTable
+from actors.switchboard import Switchboard, Unplugged
 from actors.transport import Cancel, Notify
 
+log = logging.getLogger(__name__)
 NAMESPACE = "genserve"
 MAX_PENDING_CALLS = 10_000  # on one process, its monitors among them
 PING_SECONDS = 1.0
@@ -84,7 +87,7 @@ def connect(address: str | None = None, *, include_dashboard: bool = False, **op
 def disconnect() -> None:
     """Leave; a Ray that `connect` started ends with it."""
     leave(_outside)
-    _outside.forget_all()
+    _outside.close()
     if _outside.is_connected_by_us:
         ray.shutdown()
         _outside.is_connected_by_us = False
@@ -98,7 +101,23 @@ class RayNode:
         self._sender = uuid.uuid4().hex
         self._peers: dict[Pid, Peer] = {}
         self._table = SharedTable(internal_kv, NAMESPACE)
+        self._switchboard: Switchboard | None = None
+        self._plugging = threading.Lock()
         self.is_connected_by_us = False
+
+    def listen(self) -> None:
+        """Be reached directly. Where that is not to be, all messages come by Ray."""
+        assert self._host is not None
+        try:
+            self._local().listen(str(self._host.pid), self._host.hear)
+        except OSError as trouble:
+            log.warning("%s has no socket, and hears by Ray alone: %s", self._host.pid, trouble)
+
+    def close(self) -> None:
+        self._peers.clear()
+        if self._switchboard is not None:
+            self._switchboard.close()
+            self._switchboard = None
 
     @property
     def loop(self) -> Loop | None:
@@ -113,7 +132,7 @@ class RayNode:
         resources = {"num_cpus": birth.resources.cpus, "num_gpus": birth.resources.gpus}
         options = {"name": str(pid), "scheduling_strategy": _on_this_machine(), **resources, **_OPTIONS}
         actor = _Actor.options(**options).remote(pid, birth, RayNode, _pack, _vanish)
-        peer = self._peers[pid] = Peer(actor, self._sender, _pack)
+        peer = self._peers[pid] = self._peer_at(pid, actor)
         if birth.name is not None:
             names.born(pid, self._table)
         if notify is not None:
@@ -151,29 +170,30 @@ class RayNode:
             self._check()
             return
         try:
-            self._peer(pid).deliver(self._me, envelope)
+            self._peer(pid).tell(self._me, envelope)
         except NoProc:
             return
 
     def ask(self, pid: Pid, envelope: Envelope, timeout: float | None) -> Any:
         self._check()
-        asked = self._living_peer(pid).deliver(self._me, envelope)
+        asked = self._living_peer(pid).ask(self._me, envelope)
         try:
-            return _value(pid, ray.get(asked, timeout=timeout))
-        except (GetTimeoutError, RayActorError) as error:
+            return _value(pid, asked.result(timeout))
+        except _FAILURES as error:
+            asked.cancel()
             raise self._failure(pid, error) from None
         finally:
             self._check()
 
     async def ask_async(self, pid: Pid, envelope: Envelope, timeout: float | None) -> Any:
-        asked = asyncio.wrap_future(self._living_peer(pid).deliver(self._me, envelope).future())
+        asked = asyncio.wrap_future(self._living_peer(pid).ask(self._me, envelope))
         # Waited for and not cancelled: what Ray was told to do cannot be taken back, its answer can be dropped.
         done, _ = await asyncio.wait({asked}, timeout=timeout)
         if not done:
             raise Timeout(pid, "timeout")
         try:
             return _value(pid, asked.result())
-        except RayActorError as error:
+        except _FAILURES as error:
             raise self._failure(pid, error) from None
 
     def answer(self, from_: From, value: object) -> None:
@@ -225,9 +245,6 @@ class RayNode:
             for _ in range(2):
                 _nothing.remote()
 
-    def forget_all(self) -> None:
-        self._peers.clear()
-
     @property
     def _me(self) -> Pid | None:
         return self._host.pid if self._host else None
@@ -258,8 +275,19 @@ class RayNode:
                 actor = ray.get_actor(str(pid), namespace=NAMESPACE)
             except ValueError:
                 raise NoProc(pid, NOPROC) from None
-            peer = self._peers.setdefault(pid, Peer(actor, self._sender, _pack))
+            peer = self._peers.setdefault(pid, self._peer_at(pid, actor))
         return peer
+
+    def _peer_at(self, pid: Pid, actor: Any) -> Peer:
+        return Peer(actor, self._sender, _pack, lambda: self._local().dial(str(pid)))
+
+    def _local(self) -> Switchboard:
+        """The way to processes of this machine, which Ray's session has a directory for."""
+        with self._plugging:
+            if self._switchboard is None:
+                session: Any = worker._global_node
+                self._switchboard = Switchboard(Path(session.get_session_dir_path()) / NAMESPACE)
+            return self._switchboard
 
     def _living_peer(self, pid: Pid) -> Peer:
         """Tells a process that was dead before it was asked from one that dies over the question."""
@@ -285,7 +313,7 @@ class RayNode:
 
     def _failure(self, pid: Pid, error: Exception) -> Exception:
         match error:
-            case GetTimeoutError():
+            case TimeoutError():
                 return Timeout(pid, "timeout")
             case ActorUnavailableError():
                 return Timeout(pid, "unreachable")  # it may have done what it was asked, or not
@@ -296,6 +324,7 @@ class RayNode:
 
 _outside = RayNode()
 
+_FAILURES = (TimeoutError, RayActorError, Unplugged)
 _Actor: Any = ray.remote(Host)
 _nothing: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda: None)
 _OPTIONS = {
@@ -330,6 +359,8 @@ def _value(pid: Pid, answer: Packed) -> Any:
     is_reply, value = pickle.loads(answer)
     if is_reply:
         return value
+    if isinstance(value, NotCarried):
+        raise value
     raise NoProc(pid, NOPROC) if value == NOPROC else Died(pid, value)
 
 

@@ -12,16 +12,17 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import ray
+
 from actors import process, request_server, system
 from actors.client import Client
-from actors.genserver import GenServer, Reply
 from actors.model_choice import ModelChoice, function_at
-from actors.node import call, spawn, whereis
-from actors.pid import From
+from actors.node import call, whereis
 from actors.polls import Poll
 from actors.system_config import SystemConfig
 from engine.engine import Engine
@@ -30,11 +31,10 @@ from engine.options import EngineOptions
 from engine.request import Request, Sampling
 
 
-class Empty(GenServer):
-    """The yardstick: a process that answers and does nothing."""
+class Empty:
+    """The yardstick: an actor of Ray's that answers and does nothing."""
 
-    def handle_call(self, message: Any, from_: From) -> Reply:
-        return Reply(None)
+    def answer(self) -> None: ...
 
 
 def choice_of(model: str, directory: Path) -> ModelChoice:
@@ -98,11 +98,11 @@ def served_first_token(client: Client, name: str) -> float:
     return first
 
 
-def calls_a_second(pid: Any, message: Any, seconds: float = 2.0) -> float:
+def calls_a_second(call: Callable[[], object], seconds: float = 2.0) -> float:
     """With one caller, one call after the other."""
     count, until = 0, time.perf_counter() + seconds
     while time.perf_counter() < until:
-        call(pid, message)
+        call()
         count += 1
     return count / seconds
 
@@ -131,7 +131,7 @@ def main() -> None:
 
 def measure(client: Client, engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     bare, streamed, whole, first_bare, first_served, empty, partition = ([] for _ in range(7))
-    yardstick = spawn(Empty)
+    yardstick: Any = ray.remote(Empty).remote()
     server = whereis("genserve.requests.requests-0")
     assert server is not None
     for turn in range(args.rounds):
@@ -141,8 +141,8 @@ def measure(client: Client, engine: Engine, args: argparse.Namespace) -> dict[st
         for number in range(7):
             first_bare.append(bare_first_token(engine, f"fb{turn}-{number}"))
             first_served.append(served_first_token(client, f"fs{turn}-{number}"))
-        empty.append(calls_a_second(yardstick, None))
-        partition.append(calls_a_second(server, Poll({}, wait_seconds=0)))
+        empty.append(calls_a_second(lambda: ray.get(yardstick.answer.remote())))
+        partition.append(calls_a_second(lambda: call(server, Poll({}, wait_seconds=0))))
         request_server.stats(server)
     return {
         "bare engine, tokens/s": round(median(bare), 1),
@@ -153,7 +153,7 @@ def measure(client: Client, engine: Engine, args: argparse.Namespace) -> dict[st
         "first token bare, ms": round(median(first_bare) * 1e3, 1),
         "first token served, ms": round(median(first_served) * 1e3, 1),
         "first token more, ms": round((median(first_served) - median(first_bare)) * 1e3, 1),
-        "empty process, calls/s": round(median(empty), 1),
+        "empty Ray actor, calls/s": round(median(empty), 1),
         "partition, calls/s": round(median(partition), 1),
         "partition / empty": round(median(partition) / median(empty), 3),
     }

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from actors import sys
 from actors.exits import AlreadyStarted, Died, NoProc, StartFailed, Timeout
 from actors.node import call, call_async, cast, exit, is_alive, join, living, spawn, stand_by, whereis
+from actors.peer import Peer
 from actors.pid import Pid
 from actors.supervision import ChildSpec, Policy
 from actors.supervisor import Supervisor, start_child, which_children
@@ -173,6 +175,41 @@ def test_messages_keep_their_order_though_large_ones_travel_another_way(witness:
     for number in range(60):
         cast(witness, (number, large if number % 7 == 0 else b""))
     assert [number for number, _ in seen(witness)] == list(range(60))
+
+
+@pytest.fixture
+def only_by_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As between two machines."""
+    monkeypatch.setattr(Peer, "_present_cable", lambda peer: None)
+
+
+@pytest.mark.usefixtures("only_by_ray")
+def test_without_a_socket_messages_go_by_ray(echo: Pid, witness: Pid) -> None:
+    assert call(echo, "hello") == "hello"
+    with pytest.raises(Timeout):
+        call(echo, "later", timeout=0.1)
+    cast(echo, ("answer", "too late"))
+    with pytest.raises(Exception, match="pickle"):
+        call(echo, "lock")
+    with pytest.raises(Exception, match="not readable"):
+        call(witness, Unreadable())
+    assert call(echo, "fresh") == "fresh"
+
+
+@pytest.mark.usefixtures("only_by_ray")
+def test_sigkill_is_seen_by_who_has_no_socket() -> None:
+    pid = spawn(Echo)
+    sigkill(pid)
+    with pytest.raises((Died, NoProc)):
+        call(pid, "are you there")
+
+
+def test_messages_keep_their_order_from_one_way_to_the_other(witness: Pid, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_socket, number = Peer._present_cable, count()
+    monkeypatch.setattr(Peer, "_present_cable", lambda peer: by_socket(peer) if next(number) % 3 else None)
+    for place in range(60):
+        cast(witness, place)
+    assert seen(witness) == list(range(60))
 
 
 # The end of a process
