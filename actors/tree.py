@@ -5,7 +5,7 @@
     +- models                one model server a replica, and spares
     +- requests              one request server a partition
     +- doors                 the HTTP server, where there is one
-    +- handle                the public actor for programs that know only Ray
+    +- handle                the public actor for programs that know only Ray, if it is to be there
     +- watchdog              sees progress stop
 
 The children find each other by name, and again after a death, so none has to be started anew because another was.
@@ -86,12 +86,13 @@ def root_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
     policy = Policy("one_for_one", config.max_restarts, config.max_seconds)
     models = ("actors.tree:ModelSupervisor", policy, model_children(config))
     requests = ("actors.tree:SteadySupervisor", policy, request_children(config))
+    handles = (ChildSpec("handle", ("actors.handle:HandleKeeper", config)),) if config.is_public else ()
     return (
         ChildSpec("registry", ("actors.registry:Registry",)),
         ChildSpec("models", models, type="supervisor"),
         ChildSpec("requests", requests, type="supervisor"),
         *config.doors,
-        ChildSpec("handle", ("actors.handle:HandleKeeper", config)),
+        *handles,
         ChildSpec("watchdog", ("actors.watchdog:Watchdog", config)),
     )
 

@@ -41,8 +41,9 @@ def tiny_choice(directory: Path, **changes: Any) -> ModelChoice:
 
 
 def tiny_system(directory: Path, **changes: Any) -> SystemConfig:
-    made = {"choice": tiny_choice(directory), "directory": str(directory / "state"), "has_place": False}
-    return SystemConfig(**{**made, **changes})
+    """Without the processes that a test can do without."""
+    made = {"choice": tiny_choice(directory), "directory": str(directory / "state")}
+    return SystemConfig(**{**made, "has_place": False, "is_public": False, **changes})
 
 
 def make_engine(choice: ModelChoice) -> Engine:

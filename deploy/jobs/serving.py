@@ -125,7 +125,8 @@ def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> System
     """The system to start, or the one that is there and is ours."""
     if whereis(ROOT) is None:
         directory = tempfile.mkdtemp(prefix="genserve-batch-")
-        return SystemConfig(choice, directory, limits=limits, doors=(owner_spec(batch),))
+        doors = (owner_spec(batch),)
+        return SystemConfig(choice, directory, limits=limits, has_place=False, is_public=False, doors=doors)
     if owner_of_system() != batch:
         raise Unavailable("a system runs here already: use it with --connect, or end it with `genserve stop`")
     return running_config()
