@@ -86,7 +86,7 @@ class Host:
         self._gaps: set[tuple[str, int]] = set()  # senders, and the numbers that their later messages wait for
         self._timers = Timers()
         self._refs = count(1)
-        self._replies: dict[Ref, Future[object]] = {}
+        self._replies: dict[Ref, Future[Answer]] = {}
         self._watchers: list[Future[Reason]] = []
         self._unheard = 0
         self._is_heard = threading.Event()
@@ -211,7 +211,7 @@ class Host:
         except Empty:
             return None
 
-    def _receive(self, packed: Packed) -> Future[object] | None:
+    def _receive(self, packed: Packed) -> Future[Answer] | None:
         """Put it in its place in the line. A question's answer will be there."""
         sender, number = read_label(packed)
         try:
@@ -228,7 +228,7 @@ class Host:
         self._take_in(sender, number, (envelope, from_))
         return answer
 
-    def _pack_answer(self, answer: object) -> Packed:
+    def _pack_answer(self, answer: Answer) -> Packed:
         try:
             return self._pack(answer)
         except Exception as error:
@@ -251,8 +251,8 @@ class Host:
             if item is not None:
                 self.loop.arrive(*item)
 
-    def _expect(self, from_: From) -> Future[object]:
-        answer: Future[object] = Future()
+    def _expect(self, from_: From) -> Future[Answer]:
+        answer: Future[Answer] = Future()
         self._replies[from_.ref] = answer
         if self.reason is not None:
             self._fail(from_.ref, NOPROC)
