@@ -48,7 +48,7 @@ class Browser:
     def wait(self, condition: str) -> Any:
         """The first value of an expression that is true. The page itself looks, again and again."""
         value = self._ask("POST", "execute/async", {"script": LOOKING % (1000 * WAIT_SECONDS, condition), "args": []})
-        assert value, f"it did not happen: {condition}"
+        assert value, f"it did not happen: {condition}; shown is: {self.run('return document.body.innerText')[:2000]}"
         return value
 
     def text(self, selector: str) -> str:
