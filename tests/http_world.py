@@ -87,13 +87,15 @@ def tiny_backend(
     limits: LedgerOptions | None = None,
     context: int = 512,
     pace: Pace | None = None,
+    ends: bool = True,
     **options: Any,
 ) -> InlineBackend:
-    """A tiny model in this process; `options` are the engine's."""
+    """A tiny model in this process, which ends texts by itself or not; `options` are the engine's."""
+    changes = {"max_position_embeddings": context, **({} if ends else {"eos_token_id": ()})}
 
     def build() -> Engine:
         # Made where it is used: MLX binds what is computed to a thread.
-        engine = tiny_engine(model=tiny_model("llama", FOUR_BIT, max_position_embeddings=context), **dict(options))
+        engine = tiny_engine(model=tiny_model("llama", FOUR_BIT, **changes), **dict(options))
         engine.vocabulary = tiny_tokenizer().vocabulary
         if pace is not None:
             pace.kept_by(engine)
