@@ -14,7 +14,7 @@ from engine.kernels.cuda.source import Constants, Launcher, text, wgmma
 TILES = {16: (1, 4), 32: (1, 3), 64: (1, 3)}  # rows: warpgroups of a block, blocks of a multiprocessor
 MOST_PARTS = 8
 SHARES = 4  # of what a tile of rows shrinks, so that 32 adapters keep as many blocks busy as there are multiprocessors
-MEETING = f"""auto meet_shrinkers = [] {{ asm volatile("bar.sync 2, 128;" ::: "memory"); }};
+MEETING = f"""auto meet_shrinkers = [] {{ asm volatile("bar.sync 2, %0;" ::"n"(SHRINK_WARPS * 32) : "memory"); }};
 constexpr int MOST_TILES = {MOST_TILES};
 __shared__ int4 slot_of[MODULES * MOST_TILES];
 auto find_slot = [&](int module, int tile) {{ return slot_of[module * MOST_TILES + tile]; }};
@@ -81,12 +81,17 @@ def multiply_tiles(
     return launcher(inputs, grid, [shape], [operands.dtype], **numbers)[0]
 
 
+def warps_for(is_alone: bool) -> int:
+    """Of a block, for adapters; one that has a multiprocessor to itself has registers for more."""
+    return 8 if is_alone else 4
+
+
 def shrinking_of(operands: Operands, tile: int, rank: int, is_alone: bool) -> low_rank.Shrinking:
     """What goes along with the product; its rows are normed already."""
     spans = max(1, SHARES // len(operands.weights))
     ahead = 8 if is_alone and operands.inner // spans > 1024 else 4  # where registers allow, and a share is long
     layout = Layout(operands.weights[0].bits, tile)
-    return low_rank.Shrinking(operands, rank, layout, False, ahead=ahead, most_spans=spans)
+    return low_rank.Shrinking(operands, rank, layout, False, warps_for(is_alone), ahead, spans)
 
 
 @lru_cache(maxsize=4096)
@@ -110,7 +115,7 @@ def tiled(
     most_blocks = most_blocks if not rank else 1 if is_alone else 2
     first = operands.weights[0]
     weights = 2 * groups * (128 * 128 + 256 * (16 // first.bits) * 256 // first.group_size)
-    sums, table = adapted_bytes(operands, tile, rank) if rank else (0, 0)
+    sums, table = adapted_bytes(operands, tile, rank, warps_for(is_alone)) if rank else (0, 0)
     taken = 2304 + weights + sums + table
     room = {blocks: (SHARED_BYTES // blocks - taken) // (tile * 256) for blocks in range(1, most_blocks + 1)}
     blocks = max(blocks for blocks, stages in room.items() if stages >= 2)  # one is read while the next one comes
@@ -127,7 +132,6 @@ def tiled(
     prelude = operands.absent(names)
     if rank:
         shrinking = shrinking_of(operands, tile, rank, is_alone)
-        assert groups * 4 == low_rank.WARPS
         names, constants = [*names, *low_rank.NAMES], constants | shrinking.constants
         constants |= {"IS_CROWDED": blocks > 1}
         shrink = f"auto shrink = [&](int share, float* scratch) {{\n{text('shrink')}\n}};\n"
@@ -138,7 +142,7 @@ def tiled(
         names,
         ["out"],
         constants,
-        threads=128 * groups * (2 if rank else 1),
+        threads=128 * groups + (32 * warps_for(is_alone) if rank else 0),
         blocks=blocks,
         shared_memory=stages * tile * 256 + weights + sums + 1024,
         prelude=prelude,
@@ -146,10 +150,10 @@ def tiled(
     )
 
 
-def adapted_bytes(operands: Operands, tile: int, rank: int) -> tuple[int, int]:
+def adapted_bytes(operands: Operands, tile: int, rank: int, warps: int) -> tuple[int, int]:
     """Shared memory for what adapters add to a block and what shrinking made of rows; and for whose rows these are."""
     lows = (2 if operands.is_gated else 1) * tile * rank * 2
-    lows = max(lows, low_rank.WARPS * (rank + 1) * TILE * 4)  # first, the place of those who shrink
+    lows = max(lows, warps * (rank + 1) * TILE * 4)  # first, the place of those who shrink
     return tile * 512 + lows, 4 * tile + MOST_TILES * 16 * len(operands.weights) + 64
 
 

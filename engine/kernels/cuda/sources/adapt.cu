@@ -1,10 +1,11 @@
-// What adapters add to a block of the tiled product: scale * low B. Four more warps of each block see to it, while the
+// What adapters add to a block of the tiled product: scale * low B. Some more warps of each block see to it, while the
 // others widen weights. First they take shares of what is to be shrunk: a block that has certainly begun has one of its
 // own, all others are given out, so nobody waits for a block that has not begun. When everybody's are done, they bring the
 // lows. Then a warp takes a tile of rows at a time, 16 rank rows by the block's 128 columns (64 of gate's and 64 of up's, if
 // gated), four columns a lane, and the next ones are on their way meanwhile. These products are small, and tensor cores are
 // busy with the others'. A row has one adapter, so a tile's sums are whole; they are handed over in shared memory.
 constexpr int MATS = GATED ? 2 : 1, CHUNKS = RANK / 16, LOW_WORDS = RANK / 2;
+constexpr int HELPERS = SHRINK_WARPS * 32;  // their lanes
 __shared__ int place_of[TOKENS], given;  // of a row, among those of the tiles
 __shared__ __align__(8) u64 handed_over;
 const int num_shares = num_tiles * MODULES * SPANS;
@@ -62,7 +63,7 @@ auto bring_lows = [&](int thread, int blocks, u32* lows, int module) {
   meet_shrinkers();
   const float* all = (const float*)table[10];
 #pragma unroll 4
-  for (int i = thread; i < QUADS; i += 128) {
+  for (int i = thread; i < QUADS; i += HELPERS) {
     const int k = i % (RANK / 4) * 4, token = i / (RANK / 4) % TOKENS, m = i / (RANK / 4) / TOKENS, place = place_of[token];
     const int which = GATED ? m : module;
     const int4 slot = place < 0 ? make_int4(0, 0, 0, 0) : slot_of[which * MOST_TILES + place / 8];
@@ -126,11 +127,11 @@ auto serve = [&](int block, int blocks, int part, int parts, float* sums, u32* l
     }
   };
 #pragma unroll
-  for (int i = 0; i < TOKENS / 4; i++) ((float4*)sums)[i * 128 + thread] = make_float4(0.f, 0.f, 0.f, 0.f);
+  for (int i = 0; i < TOKENS * 32 / HELPERS; i++) ((float4*)sums)[i * HELPERS + thread] = make_float4(0.f, 0.f, 0.f, 0.f);
   describe(thread);
   take_shares(thread, block, blocks, (float*)lows);
   // A warp's chunks: those of its tiles, one tile after another.
-  auto chunk_of = [&](int turn) -> int { return (part * each + thread / 32 + turn / CHUNKS * 4) * CHUNKS + turn % CHUNKS; };
+  auto chunk_of = [&](int turn) -> int { return (part * each + thread / 32 + turn / CHUNKS * SHRINK_WARPS) * CHUNKS + turn % CHUNKS; };
   if constexpr (IS_CROWDED) {
     announce(chunk_of(0));
     announce(chunk_of(1));

@@ -21,7 +21,8 @@ auto fetch = [&](int tile) {
   const size_t slot = (size_t)table[tile * 16 / SIZE] * SIZE + tile * 16 % SIZE;
   const size_t place = (slot * KV + key_head) * D * 2;
   const int at = (tile - start) % STAGES;
-  fetch_tile<D>(ring_at + at * BYTES, barriers + at * 8, (const char*)keys + place, (const char*)values + place, STRIDE, lane);
+  fetch_tile<D, false>(ring_at + at * BYTES, barriers + at * 8, (const char*)keys + place, (const char*)values + place, STRIDE,
+                       lane);
 };
 if (warp == 0)
   for (int n = 0; n < STAGES - 1; n++)

@@ -35,8 +35,8 @@ auto fetch = [&](int n) {
   const int tile = begin + warp + n * WARPS;
   const size_t slot = (size_t)__shfl_sync(~0u, block, n % 32) * SIZE + tile * 16 % SIZE;
   const size_t place = (slot * KV + head) * D * 2;
-  fetch_tile<D>(ring_at + n % STAGES * BYTES, barriers + n % STAGES * 8, (const char*)keys + place,
-                (const char*)values + place, STRIDE, lane);
+  fetch_tile<D, true>(ring_at + n % STAGES * BYTES, barriers + n % STAGES * 8, (const char*)keys + place,
+                      (const char*)values + place, STRIDE, lane);
 };
 const float2* turned = (const float2*)turns + (size_t)row * (D / 2);
 Vector<D, NORMED> query, key;

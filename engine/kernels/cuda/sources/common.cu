@@ -69,6 +69,14 @@ __device__ __forceinline__ void copy_bulk(u32 to, const void* from, int bytes, u
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
+__device__ __forceinline__ void copy_bulk_once(u32 to, const void* from, int bytes, u32 barrier) {  // first to leave L2
+  u64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
 __device__ __forceinline__ void await_bulk(u32 barrier, int phase) {
   u32 done;
   do {

@@ -9,10 +9,12 @@ struct Tile {
   static __device__ __forceinline__ int chunk(int c, int t) { return t * CHUNKS + (c + (D == 128 ? 2 * (t >> 1) : 0)) % CHUNKS; }
 };
 
-template <int D>
+template <int D, bool ONCE>  // whether nobody else is about to read it
 __device__ __forceinline__ void fetch_tile(u32 to, u32 barrier, const char* keys, const char* values, size_t stride, int lane) {
   if (lane == 0) arm(barrier, 64 * D);
-  copy_bulk(to + lane * Tile<D>::PITCH, (lane < 16 ? keys : values) + (lane & 15) * stride, D * 2, barrier);
+  const char* line = (lane < 16 ? keys : values) + (lane & 15) * stride;
+  if constexpr (ONCE) copy_bulk_once(to + lane * Tile<D>::PITCH, line, D * 2, barrier);
+  else copy_bulk(to + lane * Tile<D>::PITCH, line, D * 2, barrier);
 }
 
 template <int D>

@@ -3,8 +3,8 @@
 // shared memory. The inner dimension goes by pieces of 128: x by one bulk copy a piece, STAGES - 1 of them on their way.
 // Weights come PART pieces at a time by each lane's own copies, one part ahead: small, so that three blocks fit on a
 // multiprocessor, since one alone waits for its own instructions. The inner dimension may be in PARTS, which are summed
-// by whoever reads `out`, (splits, rows, width) floats. Where rows have adapters, a block has four more warps for what
-// these add (see adapt.cu), which is parted among the parts.
+// by whoever reads `out`, (splits, rows, width) floats. Where rows have adapters, a block has more warps for what these
+// add (see adapt.cu), which is parted among the parts.
 constexpr int OCT = 16 / BITS, BLOCK = 32 * OCT, SUB = 128 / BLOCK, THREADS = 128 * GROUPS;
 constexpr int PART = 8 / BITS, SCALE_PART = 2 * PART, SCALE_BYTES = SCALE_PART * 256 / GROUP;
 constexpr int WIDTH = GATED ? N0 : N0 + N1 + N2, PIECES = K / 128;
@@ -25,7 +25,7 @@ const u32 barriers = (u32)__cvta_generic_to_shared(arrived);
 if (threadIdx.x == 0) make_barriers(barriers, STAGES);
 #if ADAPTED
 if (threadIdx.x == 0)
-  asm volatile("mbarrier.init.shared.b64 [%0], 128;" ::"r"((u32)__cvta_generic_to_shared(&handed_over)));
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"((u32)__cvta_generic_to_shared(&handed_over)), "n"(HELPERS));
 #endif
 __syncthreads();
 #if ADAPTED
