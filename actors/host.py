@@ -28,6 +28,7 @@ from actors.loop import Loop
 from actors.node import enter
 from actors.ordering import Ordering
 from actors.pid import From, Pid, Ref
+from actors.rest import Rest
 from actors.timers import Timers
 from actors.transport import Cancel, Node
 
@@ -78,6 +79,7 @@ class Host:
     ) -> None:
         self.pid = pid
         self.reason: Reason | None = None  # None: alive
+        self.rest = Rest()
         self._pack = pack
         self._vanish = vanish
         self._started: Future[StartFailed | None] = Future()
@@ -108,6 +110,7 @@ class Host:
 
     async def deliver(self, packed: Packed) -> Packed | None:
         """Take a message that came by Ray; for one that is a question, wait for its answer."""
+        self.rest.disturb()
         answer = self._receive(packed)
         return None if answer is None else self._pack_answer(await asyncio.wrap_future(answer))
 
@@ -125,6 +128,7 @@ class Host:
 
     async def answer(self, ref: Ref, value: object) -> None:
         """A reply that another process gives in our name."""
+        self.rest.disturb()
         self.reply(ref, value)
 
     async def watch(self) -> Reason:

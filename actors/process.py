@@ -30,7 +30,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
-from ray import cloudpickle
+from ray import _raylet, cloudpickle
 from ray._private import node, ray_constants, state, worker
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.experimental import internal_kv
@@ -110,6 +110,7 @@ class RayNode:
         assert self._host is not None
         try:
             self._local().listen(str(self._host.pid), self._host.hear)
+            _raylet.sys = self._host.rest  # type: ignore[attr-defined]
         except OSError as trouble:
             log.warning("%s has no socket, and hears by Ray alone: %s", self._host.pid, trouble)
 
