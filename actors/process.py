@@ -110,9 +110,10 @@ class RayNode:
         assert self._host is not None
         try:
             self._local().listen(str(self._host.pid), self._host.hear)
-            _raylet.sys = self._host.rest  # type: ignore[attr-defined]
         except OSError as trouble:
             log.warning("%s has no socket, and hears by Ray alone: %s", self._host.pid, trouble)
+        else:
+            _raylet.sys = self._host.rest  # type: ignore[attr-defined]
 
     def close(self) -> None:
         self._peers.clear()

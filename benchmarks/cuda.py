@@ -78,10 +78,10 @@ def kernels_for(model: Model, expand: Expand) -> Kernels:
     return kernels
 
 
-def run(engine: Engine, config: ModelConfig, streams: int, steps: int, adapters: int = 0) -> Rates:
+def run(engine: Engine, config: ModelConfig, streams: int, steps: int) -> Rates:
     """Measured the second time, on prompts that were not seen before: the graphs of all lengths are there by then."""
-    measure(engine, requests(config, streams, CONTEXT - steps // 2, steps, adapters, seed=1))
-    return measure(engine, requests(config, streams, CONTEXT - steps // 2, steps, adapters, seed=2))
+    measure(engine, requests(config, streams, CONTEXT - steps // 2, steps, seed=1))
+    return measure(engine, requests(config, streams, CONTEXT - steps // 2, steps, seed=2))
 
 
 def line(name: str, rates: Rates, model: Model, streams: int, machine: Machine) -> None:

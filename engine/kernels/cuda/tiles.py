@@ -5,7 +5,7 @@ from functools import lru_cache
 import mlx.core as mx
 
 from engine.kernels.cuda import low_rank
-from engine.kernels.cuda.adapters import MOST_TILES, TILE, Adapted
+from engine.kernels.cuda.adapters import MOST_TILES, Adapted
 from engine.kernels.cuda.driver import multiprocessors
 from engine.kernels.cuda.layout import Layout
 from engine.kernels.cuda.operands import MULTIPROCESSORS, SHARED_BYTES, Operands, without
@@ -81,17 +81,13 @@ def multiply_tiles(
     return launcher(inputs, grid, [shape], [operands.dtype], **numbers)[0]
 
 
-def warps_for(is_alone: bool) -> int:
-    """Of a block, for adapters; one that has a multiprocessor to itself has registers for more."""
-    return 8 if is_alone else 4
-
-
 def shrinking_of(operands: Operands, tile: int, rank: int, is_alone: bool) -> low_rank.Shrinking:
     """What goes along with the product; its rows are normed already."""
     spans = max(1, SHARES // len(operands.weights))
+    warps = 8 if is_alone else 4  # a block that has a multiprocessor to itself has registers for more
     ahead = 8 if is_alone and operands.inner // spans > 1024 else 4  # where registers allow, and a share is long
     layout = Layout(operands.weights[0].bits, tile)
-    return low_rank.Shrinking(operands, rank, layout, False, warps_for(is_alone), ahead, spans)
+    return low_rank.Shrinking(operands, rank, layout, False, warps, ahead, spans)
 
 
 @lru_cache(maxsize=4096)
@@ -115,7 +111,8 @@ def tiled(
     most_blocks = most_blocks if not rank else 1 if is_alone else 2
     first = operands.weights[0]
     weights = 2 * groups * (128 * 128 + 256 * (16 // first.bits) * 256 // first.group_size)
-    sums, table = adapted_bytes(operands, tile, rank, warps_for(is_alone)) if rank else (0, 0)
+    shrinking = shrinking_of(operands, tile, rank, is_alone) if rank else None
+    sums, table = adapted_bytes(operands, tile, shrinking) if shrinking else (0, 0)
     taken = 2304 + weights + sums + table
     room = {blocks: (SHARED_BYTES // blocks - taken) // (tile * 256) for blocks in range(1, most_blocks + 1)}
     blocks = max(blocks for blocks, stages in room.items() if stages >= 2)  # one is read while the next one comes
@@ -130,8 +127,7 @@ def tiled(
         "ORDER": give.order,
     }
     prelude = operands.absent(names)
-    if rank:
-        shrinking = shrinking_of(operands, tile, rank, is_alone)
+    if shrinking:
         names, constants = [*names, *low_rank.NAMES], constants | shrinking.constants
         constants |= {"IS_CROWDED": blocks > 1}
         shrink = f"auto shrink = [&](int share, float* scratch) {{\n{text('shrink')}\n}};\n"
@@ -142,7 +138,7 @@ def tiled(
         names,
         ["out"],
         constants,
-        threads=128 * groups + (32 * warps_for(is_alone) if rank else 0),
+        threads=128 * groups + (32 * shrinking.warps if shrinking else 0),
         blocks=blocks,
         shared_memory=stages * tile * 256 + weights + sums + 1024,
         prelude=prelude,
@@ -150,10 +146,10 @@ def tiled(
     )
 
 
-def adapted_bytes(operands: Operands, tile: int, rank: int, warps: int) -> tuple[int, int]:
+def adapted_bytes(operands: Operands, tile: int, shrinking: low_rank.Shrinking) -> tuple[int, int]:
     """Shared memory for what adapters add to a block and what shrinking made of rows; and for whose rows these are."""
-    lows = (2 if operands.is_gated else 1) * tile * rank * 2
-    lows = max(lows, warps * (rank + 1) * TILE * 4)  # first, the place of those who shrink
+    lows = (2 if operands.is_gated else 1) * tile * shrinking.rank * 2
+    lows = max(lows, shrinking.shared_memory)  # first, the place of those who shrink
     return tile * 512 + lows, 4 * tile + MOST_TILES * 16 * len(operands.weights) + 64
 
 
