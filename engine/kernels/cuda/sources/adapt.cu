@@ -53,14 +53,13 @@ auto take_shares = [&](int thread, int block, int blocks, float* scratch) {
     meet_shrinkers();
   }
 };
-auto bring_lows = [&](int thread, int blocks, u32* lows, int module) {
+int blocks_before = -1;  // that had everybody's shares, as the thread knows that asked
+auto bring_lows = [&](int thread, u32* lows, int module) {
   constexpr int STRIDE = MODULES * (RANK + 4), QUADS = MATS * TOKENS * RANK / 4;
   int* counts = (int*)table[9];
-  if (thread == 0) {
-    await_count(counts, num_shares);
-    if (atomicAdd(counts + 1, 1) == blocks - 1) counts[0] = counts[1] = counts[2] = 0;  // nobody reads them any more
-  }
+  if (thread == 0) await_count(counts, num_shares);
   meet_shrinkers();
+  if (thread == 0) blocks_before = atomicAdd(counts + 1, 1);  // nobody waits for the answer until the end
   const float* all = (const float*)table[10];
 #pragma unroll 4
   for (int i = thread; i < QUADS; i += HELPERS) {
@@ -135,7 +134,7 @@ auto serve = [&](int block, int blocks, int part, int parts, float* sums, u32* l
   if constexpr (IS_CROWDED) {
     announce(chunk_of(0));
     announce(chunk_of(1));
-    bring_lows(thread, blocks, lows, module);
+    bring_lows(thread, lows, module);
     meet_shrinkers();
 #pragma unroll 1
     for (int turn = 0; chunk_of(turn) < last; turn++) {
@@ -148,7 +147,7 @@ auto serve = [&](int block, int blocks, int part, int parts, float* sums, u32* l
   }
   Chunk one, two;
   fetch(one, chunk_of(0));
-  bring_lows(thread, blocks, lows, module);
+  bring_lows(thread, lows, module);
   meet_shrinkers();
 #pragma unroll 1
   for (int turn = 0; chunk_of(turn) < last; turn += 2) {
@@ -159,8 +158,10 @@ auto serve = [&](int block, int blocks, int part, int parts, float* sums, u32* l
     add(two, chunk_of(turn + 1));
   }
 };
-auto hand_over = [&]() {
+auto hand_over = [&](int blocks) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"((u32)__cvta_generic_to_shared(&handed_over)) : "memory");
+  int* counts = (int*)table[9];
+  if (blocks_before == blocks - 1) counts[0] = counts[1] = counts[2] = 0;  // nobody reads them any more
 };
 auto take_over = [&](float (&acc)[2][TOKENS / 2], const float* sums) {
   const int lane = threadIdx.x & 31, first = threadIdx.x / 32 * 16 + lane / 4, t = lane & 3;

@@ -30,13 +30,16 @@ if (threadIdx.x == 0)
 __syncthreads();
 #if ADAPTED
 float* sums = (float*)(unaligned + (shared - unaligned) + STAGES * XBYTES + 2 * (WBYTES + SBYTES));
-if (threadIdx.x >= THREADS) {
+// Asked of one lane, so that it is known to be the same for a warp: else wgmma's descriptors are not kept in uniform
+// registers, and are moved there before each of them.
+if (__shfl_sync(~0u, threadIdx.x / 32, 0) >= THREADS / 32) {
+  const int blocks = gridDim.x * num_parts;
   if constexpr (IS_CROWDED) asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
   const int column = block / token_tiles * (GATED ? 64 : 128), module = GATED || column < N0 ? 0 : column < N0 + N1 ? 1 : 2;
   follow();
-  serve(part_of_k * gridDim.x + block, gridDim.x * num_parts, part_of_k, num_parts, sums, (u32*)(sums + TOKENS * 128), module,
+  serve(part_of_k * gridDim.x + block, blocks, part_of_k, num_parts, sums, (u32*)(sums + TOKENS * 128), module,
         column - (module == 0 ? 0 : module == 1 ? N0 : N0 + N1));
-  hand_over();
+  hand_over(blocks);
   return;
 }
 if constexpr (IS_CROWDED) asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
