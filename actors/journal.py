@@ -47,7 +47,7 @@ class Journal:
         self.level = level
         self.disk = disk or Disk()
         self.num_bytes = 0  # committed
-        self.num_compacted_bytes = 0  # of them, those that the last compaction wrote
+        self.num_compacted_bytes = 0  # of them, those that the last compaction wrote, if it was this owner's
         self.failure: str | None = None  # why nothing can be appended
         self._pending: list[bytes] = []
         self._lock = lock(directory / LOCK)
@@ -61,7 +61,7 @@ class Journal:
         """Read the past. What stands behind a damage is set aside in a file of its own, and cut off."""
         data = self.disk.read(self._file)
         found = scan(data)
-        self.num_bytes = self.num_compacted_bytes = found.end
+        self.num_bytes = found.end
         if found.damage is not None:
             self._set_aside(data, found.damage)
         records = tuple(msgpack.unpackb(payload, strict_map_key=False) for payload in found.payloads)

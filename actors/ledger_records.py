@@ -79,9 +79,16 @@ class Kept(NamedTuple):
     finished_at: float | None
 
 
-Record = Opened | Accepted | Attempted | Told | Crashed | Released | Ended | Kept
+class Counted(NamedTuple):
+    """What had been counted when compaction left the rest behind."""
+
+    now: float
+    counts: dict[str, int]
+
+
+Record = Opened | Accepted | Attempted | Told | Crashed | Released | Ended | Kept | Counted
 KINDS: dict[str, type[Record]] = {
-    kind.__name__: kind for kind in (Opened, Accepted, Attempted, Told, Crashed, Released, Ended, Kept)
+    kind.__name__: kind for kind in (Opened, Accepted, Attempted, Told, Crashed, Released, Ended, Kept, Counted)
 }
 
 

@@ -18,7 +18,7 @@ from actors.refusals import JournalFailing
 from engine.wire import pack_request
 
 log = logging.getLogger(__name__)
-SMALL_JOURNAL_BYTES = 8 << 20
+MOST_PAST_BYTES = 1 << 20  # that a restart reads record by record, in about half a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class Outbox:
     def compact_if_needed(self) -> None:
         """Begin a new journal when most of this one is past, and when this one can no longer be written."""
         journal = self.journal
-        is_large = journal.num_bytes > max(SMALL_JOURNAL_BYTES, 4 * journal.num_compacted_bytes)
-        if not is_large and journal.failure is None:
+        past = journal.num_bytes - journal.num_compacted_bytes
+        if past <= max(MOST_PAST_BYTES, journal.num_compacted_bytes // 4) and journal.failure is None:
             return
         try:
             journal.compact(to_plain(record) for record in self.ledger.snapshot(now()))
@@ -84,7 +84,7 @@ class Outbox:
             if promise.is_new:
                 self.ledger.withdraw(promise.request_id)
         for promise in promises:
-            reply(promise.from_, promise.answer if promise.request_id in self.ledger.entries else refusal)
+            reply(promise.from_, promise.answer if self.ledger.knows(promise.request_id) else refusal)
 
     def _send(self, attempt: Attempted) -> None:
         entries = [self.ledger.entries[name] for name in attempt.ids if name in self.ledger.entries]

@@ -112,8 +112,7 @@ class Polls:
         """Polls that waited long enough; while they did, their clients were there."""
         for waiting in self._waiting.values():
             self.touch(waiting.wants, now)
-        living = self.ledger.entries.keys()
-        self._joined = {name: wants for name, wants in self._joined.items() if wants.keys() & living}
+        self._joined = {name: wants for name, wants in self._joined.items() if any(map(self.ledger.knows, wants))}
         return [self._end(ref) for ref, waiting in list(self._waiting.items()) if waiting.until <= now]
 
     def touch(self, request_ids: Iterable[str], now: float) -> None:
@@ -125,7 +124,7 @@ class Polls:
     def news(self, wants: dict[str, Had | None], tenant: str, now: float) -> list[Part]:
         parts = []
         for request_id, had in wants.items():
-            entry = self.ledger.entries.get(request_id)
+            entry = self.ledger.look(request_id)
             if entry is None or entry.request.tenant != tenant or not fits(had, entry):
                 parts.append(unknown(request_id))
                 continue

@@ -34,13 +34,12 @@ NOT_OPEN = RequestServerStats()  # before the journal is ours
 def stats_of(
     ledger: Ledger, journal: Journal, models: Iterable[Pid], adapters: tuple[str, ...], polls: int, is_draining: bool
 ) -> RequestServerStats:
-    entries = ledger.entries.values()
     return RequestServerStats(
         is_open=True,
         is_draining=is_draining,
-        num_living=sum(not entry.is_finished for entry in entries),
-        num_kept=sum(entry.is_finished for entry in entries),
-        num_on_board=sum(entry.epoch is not None for entry in entries),
+        num_living=ledger.num_living,
+        num_kept=ledger.num_finished,
+        num_on_board=sum(entry.epoch is not None for entry in ledger.entries.values()),
         owed_tokens=ledger.load.owed_tokens,
         tokens_per_second=ledger.load.pace.rate(),
         polls=polls,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from actors.birth import NO_RESOURCES, Resources
 from actors.journal import Level
-from actors.ledger import LedgerOptions
+from actors.ledger_options import LedgerOptions
 from actors.model_choice import ModelChoice
 from actors.supervision import ChildSpec
 

@@ -53,7 +53,7 @@ def serve_system(settings: Settings, kind: str, ready: Connection) -> None:
     """The whole system of processes, as `genserve serve` starts it, until this process is told to end."""
     from actors import sys
     from actors.chaos import process_id_of
-    from actors.ledger import LedgerOptions
+    from actors.ledger_options import LedgerOptions
     from actors.model_choice import ModelChoice
     from actors.node import whereis
     from actors.system import start_system, stop

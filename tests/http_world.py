@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from actors.ledger import LedgerOptions
+from actors.ledger_options import LedgerOptions
 from actors.running import Running
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.app import build_app

@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from actors.ledger import LedgerOptions
+from actors.ledger_options import LedgerOptions
 from actors.refusals import JournalFailing, Overloaded, RequestPoisoned, Unavailable
 from deploy.http import bodies, framing
 from engine.refusal import BrokenFile

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.requests import Request as HttpRequest
 
-from actors.ledger import LedgerOptions
+from actors.ledger_options import LedgerOptions
 from deploy.http import edge, streaming
 from deploy.http.backend import Terms
 from deploy.http.completion_shapes import CompletionShapes

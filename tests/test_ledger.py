@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.entry import Entry
-from actors.ledger import Ledger, LedgerOptions
+from actors.ledger import Ledger
+from actors.ledger_options import LedgerOptions
 from actors.ledger_records import Record, from_plain, to_plain
 from actors.refusals import Conflict, DeadlinePassed, Overloaded, UnknownRequest
 from engine.completion import Piece
@@ -314,6 +315,72 @@ def test_finished_answers_are_kept_for_a_while_and_not_without_bound() -> None:
     assert sorted(ledger.entries) == ["r4"]
 
 
+def compacted(ledger: Ledger) -> Ledger:
+    """As it is after a compaction and a restart."""
+    again = Ledger(VOCABULARY, ledger.options)
+    again.replay(through_journal(ledger.snapshot(1.0)))
+    return again
+
+
+def ended(*requests: Request, options: LedgerOptions | None = None) -> Ledger:
+    ledger = Ledger(VOCABULARY, options)
+    ledger.model_up("model/1")
+    for moment, request in enumerate(requests):
+        accept(ledger, request, float(moment))
+        ledger.dispatch(float(moment))
+        places = range(request.sampling.max_tokens)
+        tell(ledger, "model/1", [event_at(request, 0, place) for place in places], float(moment))
+    return ledger
+
+
+def test_an_answer_that_ended_before_a_compaction_is_told_as_before() -> None:
+    request = request_of("a")
+    ledger = ended(request)
+    before = shown(ledger.find("a"))
+    again = compacted(ledger)
+    for one in (ledger, again):
+        assert one.entries == {} and (one.num_living, one.num_finished) == (0, 1)
+        assert shown(one.find("a")) == before
+        assert (one.num_living, one.num_finished) == (0, 1)
+        assert accept(one, request) == [] and one.cancel("a", 2.0) is None
+        with pytest.raises(Conflict):
+            one.accept(request, b"something else", 2.0)
+
+
+def test_what_was_counted_is_still_counted_after_a_compaction_and_a_restart() -> None:
+    ledger = ended(request_of("a"), request_of("b"))
+    tell(ledger, "model/1", [event_at(request_of("a"), 0, 0)])
+    assert (ledger.counts["accepted"], ledger.counts["tokens"], ledger.counts["late_events"]) == (2, 12, 1)
+    assert compacted(compacted(ledger)).counts == ledger.counts
+
+
+def test_an_answer_on_the_shelf_is_forgotten_in_time_and_in_its_turn() -> None:
+    names = [f"r{number}" for number in range(5)]
+    ledger = compacted(
+        ended(*(request_of(name) for name in names), options=LedgerOptions(keep_seconds=10.0, max_kept=3))
+    )
+    ledger.find("r2")  # is asked for, and keeps its turn
+    ledger = compacted(ledger)
+    ledger.forget(5.0)
+    assert [name for name in names if ledger.knows(name)] == ["r2", "r3", "r4"]
+    ledger.forget(13.0)
+    assert [name for name in names if ledger.knows(name)] == ["r4"]
+    assert ledger.num_finished == 1
+    assert len(accept(ledger, request_of("r3"), 14.0)) == 1  # its id is free again
+    assert ledger.num_living == 1
+
+
+def test_an_answer_on_the_shelf_is_kept_as_long_on_another_clock() -> None:
+    ledger = ended(request_of("a"), options=LedgerOptions(keep_seconds=10.0))
+    ledger.open(1.0, "boot")
+    again = compacted(ledger)
+    again.open(1001.0, "next boot")
+    again.forget(1009.0)
+    assert again.find("a").finished_at == 1000.0
+    again.forget(1011.0)
+    assert not again.knows("a")
+
+
 def test_a_client_gets_what_comes_after_what_it_has() -> None:
     request = request_of("a", n=2)
     ledger = started(request)
@@ -576,20 +643,25 @@ def test_whatever_crashes_and_when_every_request_ends_with_its_own_tokens_once_a
 @given(seed=st.integers(0, 2**32))
 def test_a_replayed_ledger_is_the_ledger(seed: int) -> None:
     world = World(seed, 1)
+    names = [request.id for request in world.requests]
     for _ in range(world.random.randrange(150)):
         world.now += 0.1
         world.dispatch()
         world.random.choice([world.step, world.step, world.accept_next, world.kill_model, world.compact])()
     again = Ledger(VOCABULARY, world.ledger.options)
     again.replay(from_plain(msgpack.unpackb(data, strict_map_key=False)) for data in world.journal)
-    assert [shown(entry) for entry in again.entries.values()] == [shown(e) for e in world.ledger.entries.values()]
+    assert (again.num_living, again.num_finished) == (world.ledger.num_living, world.ledger.num_finished)
+    assert [name for name in names if again.knows(name)] == [name for name in names if world.ledger.knows(name)]
+    for name in filter(again.knows, names):
+        assert shown(again.look(name)) == shown(world.ledger.look(name))
     assert again.load.owed_tokens == world.ledger.load.owed_tokens
     assert {name: board.ids for name, board in again.boards.items() if board.ids} == {
         name: board.ids for name, board in world.ledger.boards.items() if board.ids
     }
 
 
-def shown(entry: Entry) -> tuple[object, ...]:
+def shown(entry: Entry | None) -> tuple[object, ...]:
+    assert entry is not None
     return (
         entry.request,
         entry.accepted,

@@ -326,7 +326,7 @@ def test_expected_trouble_is_an_answer(tmp_path: Path) -> None:
 
 
 def test_overload_is_refused_with_a_time_to_come_back(tmp_path: Path) -> None:
-    from actors.ledger import LedgerOptions
+    from actors.ledger_options import LedgerOptions
 
     requests = list(mixed_requests(10))
     with bench(tmp_path, limits=LedgerOptions(max_owed_tokens=100)) as made:
@@ -366,6 +366,25 @@ def test_a_full_disk_refuses_the_new_and_lets_the_running_go_on(tmp_path: Path) 
         made.node.run()
         parts = made.poll(first, second)
         assert same(parts[first.id], expected[first.id]) and same(parts[second.id], expected[second.id])
+
+
+def test_a_past_that_was_left_behind_is_read_once_and_then_made_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = list(mixed_requests(10))
+    with bench(tmp_path) as made:
+        made.node.run()
+        for request in requests:
+            made.submit(request)
+        made.node.run()
+        told, counts, whole = made.poll(*requests), made.stats().counts, made.stats().journal_bytes
+        monkeypatch.setattr("actors.outbox.MOST_PAST_BYTES", whole // 2)
+        made.kill_requests()
+        made.node.advance(0.5)
+        assert made.stats().journal_bytes < whole
+        made.kill_requests()
+        assert made.stats().num_kept == len(requests) and made.stats().counts == counts
+        assert made.poll(*requests) == told
 
 
 def test_a_second_owner_of_a_journal_waits_for_the_first_to_go(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actors.entry import Entry
-from actors.ledger import LedgerOptions
+from actors.ledger_options import LedgerOptions
 from actors.refusals import Unavailable
 from actors.running import Running, running_of
 from deploy.http.adapter_folder import AdapterFolder

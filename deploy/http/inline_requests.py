@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from actors.asking import body_of
 from actors.entry import Entry
 from actors.inbox import refusal_of
-from actors.ledger import Ledger, LedgerOptions
+from actors.ledger import Ledger
+from actors.ledger_options import LedgerOptions
 from actors.refusals import Unavailable
 from deploy.http.backend import Cancelled, OutOfRange, Part, Terms
 from engine.completion import Completion

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.ledger import LedgerOptions
+from actors.ledger_options import LedgerOptions
 from actors.model_choice import ModelChoice
 from deploy.cli.serve import name_and_path
 from deploy.jobs.book import Places

@@ -13,7 +13,7 @@ from shutil import rmtree
 from actors import process
 from actors.client import Client, find_client
 from actors.exits import CallFailed
-from actors.ledger import LedgerOptions
+from actors.ledger_options import LedgerOptions
 from actors.model_choice import ModelChoice, function_at
 from actors.model_loading import read_adapter
 from actors.node import whereis
