@@ -12,7 +12,7 @@ from actors.ledger_records import Accepted, Attempted, Counted, Crashed, Ended, 
 from actors.load import Load
 from actors.placement import Board
 from actors.refusals import RequestPoisoned
-from actors.shelf import Shelf
+from actors.archive import Archive
 from actors.waiting_line import WaitingLine
 from engine.completion import Transcript
 from engine.event import ChoiceEnded, Event, Started, TokenEvent
@@ -37,7 +37,7 @@ class Book:
         self.load = Load(self.options.max_owed_tokens)
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self._vocabulary = vocabulary
-        self._shelf = Shelf()  # the others that have ended
+        self._archive = Archive()  # the others that have ended
         self._finished: OrderedDict[str, None] = OrderedDict()  # longest ago first
         self._waiting = WaitingLine()
         self._clock: str | None = None
@@ -49,14 +49,14 @@ class Book:
 
     @property
     def num_living(self) -> int:
-        return len(self.entries) + len(self._shelf) - len(self._finished)
+        return len(self.entries) + len(self._archive) - len(self._finished)
 
     def knows(self, request_id: str) -> bool:
-        return request_id in self.entries or request_id in self._shelf
+        return request_id in self.entries or request_id in self._archive
 
     def look(self, request_id: str) -> Entry | None:
         """A request that is asked for."""
-        kept = self._shelf.take(request_id)
+        kept = self._archive.take(request_id)
         if kept is not None:
             self.entries[request_id] = self._restored(kept)
         return self.entries.get(request_id)
@@ -69,12 +69,12 @@ class Book:
             self._last = record.now
 
     def snapshot(self, now: float) -> Iterator[Record]:
-        """Records that make this book again. Who has ended goes to the shelf for it."""
+        """Records that make this book again. Who has ended goes to the archive for it."""
         for request_id in [name for name in self._finished if name in self.entries]:
-            self._shelf.put(request_id, self.entries.pop(request_id).kept(now))
+            self._archive.put(request_id, self.entries.pop(request_id).kept(now))
         yield Opened(now, self._clock or "")
         for request_id in self._finished:
-            yield self._shelf[request_id]
+            yield self._archive[request_id]
         for entry in self.entries.values():
             yield entry.kept(now)
         yield Counted(now, dict(self.counts))
@@ -110,11 +110,11 @@ class Book:
         if self._clock is not None and record.clock != self._clock:
             for entry in self.entries.values():
                 entry.shift_clock(record.now - self._last)
-            self._shelf.shift_clock(record.now - self._last)
+            self._archive.shift_clock(record.now - self._last)
         self._clock = record.clock
 
     def _accepted(self, record: Accepted, request: Request) -> Entry:
-        self._shelf.take(request.id)  # a replay meets an id again that had been forgotten
+        self._archive.take(request.id)  # a replay meets an id again that had been forgotten
         self._finished.pop(request.id, None)
         entry = self.entries[request.id] = self._begun(record, request)
         self.load.owed_tokens += entry.owed
@@ -199,7 +199,7 @@ class Book:
         accepted = Accepted(*record.accepted)
         request = unpack_request(accepted.request)
         if record.finished_at is not None:
-            self._shelf.put(request.id, record)
+            self._archive.put(request.id, record)
             self._finished[request.id] = None
             return
         entry = self._accepted(accepted, request)

@@ -92,13 +92,13 @@ class Ledger(Book):
         while self._finished:
             request_id = next(iter(self._finished))
             entry = self.entries.get(request_id)
-            finished_at = self._shelf.finished_at(request_id) if entry is None else entry.finished_at
+            finished_at = self._archive.finished_at(request_id) if entry is None else entry.finished_at
             assert finished_at is not None
             if finished_at + self.options.keep_seconds > now and len(self._finished) <= self.options.max_kept:
                 return
             del self._finished[request_id]
             self.entries.pop(request_id, None)
-            self._shelf.take(request_id)
+            self._archive.take(request_id)
 
     # What model servers bring
 

@@ -3,16 +3,12 @@
 The process's own thread is the one thread that loads, steps and frees, as MLX binds its arrays to a thread. A step is
 one message to itself, so whatever came meanwhile (more work, a cancel, a question) is handled between two steps. The
 events of a step go out as one message to each request server that has requests in it.
-
-A request that is to run alone sets the others aside: they leave the engine with the tokens they have, and come back
-once it has got further. Its name stands in the progress file, so if the process dies it is known whose step that was.
 """
 
 import logging
 import os
 import time
-from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors.adapter_rack import AdapterRack
@@ -21,18 +17,16 @@ from actors.genserver import Continue, GenServer, NoReply, Reply
 from actors.messages import Abort, Attach, Detach, Events, Hello, ModelLeaving, ModelUp, Run, Turned
 from actors.model_choice import ModelChoice, function_at
 from actors.node import call, cast, me, monitor, now, send, send_after, whereis
+from actors.on_board import Given, OnBoard
 from actors.pid import From, Pid, Ref, Server
 from actors.progress import BEAT_SECONDS, Progress, last_lesson, progress_path, remove_traces
 from actors.step_clock import StepClock
-from engine.engine import Engine
-from engine.event import AdapterWanted, Event, TokenEvent
+from engine.event import AdapterWanted, Event
 from engine.refusal import Refusal
-from engine.request import Request
 from engine.stats import EngineStats
 from engine.wire import pack_events, unpack_request
 
 log = logging.getLogger(__name__)
-Tokens = tuple[tuple[int, ...], ...]
 KEPT_TRACES = 8  # progress files of earlier lives
 LOAD_SECONDS = 600.0  # that reading weights may take
 QUIET_BEATS = 8  # in a row, and there is time for what can wait
@@ -46,7 +40,7 @@ class ModelServerStats:
     born_at: float  # on the node's clock
     load_seconds: float
     process_id: int
-    engine: EngineStats | None
+    engine: EngineStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +57,6 @@ class _Step: ...
 
 @dataclass(frozen=True, slots=True)
 class _Beat: ...
-
-
-@dataclass(slots=True)
-class _Given:
-    """A request on board: as it came, for whom, and what it has by now."""
-
-    request: Request
-    consumer: Pid
-    tokens: list[list[int]]
-    is_alone: bool = False
-    is_aside: bool = False
-
-    def resumed(self) -> Request:
-        tokens: Tokens = tuple(map(tuple, self.tokens))
-        return replace(self.request, resumed=tokens) if any(tokens) else self.request
 
 
 def stats(server: Server, timeout: float | None = 5.0) -> ModelServerStats:
@@ -99,11 +78,7 @@ class ModelServer(GenServer):
         self.choice = choice
         self.directory = Path(directory)
         self.consumers = consumers
-        self.engine: Engine | None = None
         self.epoch = me()
-        self.given: dict[str, _Given] = {}
-        self.lonely: deque[str] = deque()  # to be run alone, one after the other
-        self.alone: str | None = None
         self.watched: dict[Pid, Ref] = {}
         self.is_stepping = False
         self.is_draining = False
@@ -111,7 +86,6 @@ class ModelServer(GenServer):
         inherited = last_lesson(self.directory, self.epoch.name)
         self.clock = StepClock(inherited)
         self.born_at = now()
-        self.load_seconds = 0.0
         self.progress = Progress(progress_path(self.directory, str(self.epoch)), inherited)
         remove_traces(self.directory, self.epoch.name, KEPT_TRACES)
         return Continue("load")
@@ -121,6 +95,7 @@ class ModelServer(GenServer):
         self.progress.begin(LOAD_SECONDS)
         self.engine = function_at(self.choice.make_engine)(self.choice)
         self.rack = AdapterRack(self.choice, self.directory, self.engine, self.progress)
+        self.board = OnBoard(self.engine, self.rack, self.progress, self.read_vocabulary, self.turned_away)
         self.load_seconds = now() - began
         self.progress.ready()
         send_after(BEAT_SECONDS, _Beat())
@@ -131,10 +106,7 @@ class ModelServer(GenServer):
     def handle_call(self, message: object, from_: From) -> Reply:
         match message:
             case _Stats():
-                engine = None if self.engine is None else self.engine.stats()
-                is_ready = self.engine is not None and not self.is_draining
-                times = (self.born_at, self.load_seconds)
-                return Reply(ModelServerStats(is_ready, len(self.given), self.alone, *times, os.getpid(), engine))
+                return Reply(self.stats())
             case Attach() | Detach():
                 return Reply(self.change_adapters(message))
         raise NotImplementedError(message)
@@ -145,7 +117,7 @@ class ModelServer(GenServer):
                 self.run(message)
             case Abort(ids):
                 for request_id in ids:
-                    self.drop(request_id)
+                    self.board.drop(request_id)
             case Hello(consumer):
                 self.introduce(consumer)
             case _Drain():
@@ -164,107 +136,54 @@ class ModelServer(GenServer):
             case _Beat():
                 self.progress.end()
                 send_after(BEAT_SECONDS, _Beat())
-                self.quiet_beats = 0 if self.given else self.quiet_beats + 1
+                self.quiet_beats = 0 if self.board.given else self.quiet_beats + 1
                 if self.quiet_beats == QUIET_BEATS:
                     self.read_vocabulary()
             case Down(pid=pid):
-                self.forget_consumer(pid)
+                self.watched.pop(pid, None)
+                self.board.drop_all_of(pid)  # it comes back under another pid, and brings its requests along
+                self.keep_stepping()
         return NoReply()
 
     def format_state(self) -> object:
-        return {"epoch": str(self.epoch), "requests": list(self.given), "alone": self.alone}
+        return {"epoch": str(self.epoch), "requests": list(self.board.given), "alone": self.board.alone}
+
+    def stats(self) -> ModelServerStats:
+        return ModelServerStats(
+            is_ready=not self.is_draining,
+            num_requests=len(self.board),
+            alone=self.board.alone,
+            born_at=self.born_at,
+            load_seconds=self.load_seconds,
+            process_id=os.getpid(),
+            engine=self.engine.stats(),
+        )
 
     # Requests
 
     def run(self, message: Run) -> None:
         self.watch(message.consumer)
         for packed in message.requests:
-            request = unpack_request(packed)
-            self.drop(request.id)
-            tokens = [list(had) for had in request.resumed] or [[] for _ in range(request.sampling.n)]
-            given = _Given(request, message.consumer, tokens, message.is_alone)
-            self.given[request.id] = given
-            if message.is_alone:
-                self.lonely.append(request.id)
-                given.is_aside = True
-            elif self.alone is not None or self.lonely:
-                given.is_aside = True
-            else:
-                self.enter(given)
+            self.board.take(unpack_request(packed), message.consumer, is_alone=message.is_alone)
 
-    def enter(self, given: _Given) -> None:
-        """Into the engine, with what it has."""
-        assert self.engine is not None
-        given.is_aside = False
-        try:
-            if given.request.sampling.stop:
-                self.read_vocabulary()
-            if given.request.adapter in self.rack.broken:
-                raise self.rack.broken[given.request.adapter]
-            self.engine.add(given.resumed())
-        except Refusal as refusal:
-            self.turn_away(given, refusal)
-
-    def turn_away(self, given: _Given, refusal: Refusal) -> None:
-        self.forget(given.request.id)
+    def turned_away(self, given: Given, refusal: Refusal) -> None:
         cast(given.consumer, Turned(self.epoch, given.request.id, refusal.code, refusal.message))
-
-    def drop(self, request_id: str) -> None:
-        given = self.given.get(request_id)
-        if given is None or self.engine is None:
-            return
-        if not given.is_aside:
-            self.engine.abort(request_id)
-        self.forget(request_id)
-
-    def forget(self, request_id: str) -> None:
-        self.given.pop(request_id, None)
-        if request_id in self.lonely:
-            self.lonely.remove(request_id)
-        if request_id == self.alone:
-            self.end_solo()
-
-    # Running alone
-
-    def next_solo(self) -> None:
-        """If somebody is to run alone and nobody does, set all others aside and begin."""
-        if self.alone is not None or not self.lonely or self.engine is None:
-            return
-        for given in self.given.values():
-            if not given.is_aside:
-                self.engine.abort(given.request.id)
-                given.is_aside = True
-        self.alone = self.lonely.popleft()
-        self.progress.run_alone(self.alone)
-        self.enter(self.given[self.alone])
-
-    def end_solo(self) -> None:
-        """It got further, or ended: the next one's turn, or everybody's."""
-        self.alone = None
-        self.progress.run_alone(None)
-        self.next_solo()
-        if self.alone is None:
-            for given in list(self.given.values()):
-                if given.is_aside:
-                    self.enter(given)
 
     def read_vocabulary(self) -> None:
         """If it was not yet: after a while with nothing to do, or when stop strings need it. It is no hang."""
-        if self.engine is not None:
-            self.progress.begin(LOAD_SECONDS)
-            _ = self.engine.vocabulary
-            self.progress.end()
+        self.progress.begin(LOAD_SECONDS)
+        _ = self.engine.vocabulary
+        self.progress.end()
 
     # Steps
 
     def keep_stepping(self) -> None:
-        self.next_solo()
-        if self.engine is not None and self.engine.has_work and not self.is_stepping:
+        self.board.next_solo()
+        if self.engine.has_work and not self.is_stepping:
             self.is_stepping = True
             send(self.epoch, _Step())
 
     def step(self) -> None:
-        assert self.engine is not None
         if not self.engine.has_work:
             return
         before = self.engine.counts["prompt_tokens"]
@@ -278,33 +197,15 @@ class ModelServer(GenServer):
         self.deliver(events)
 
     def deliver(self, events: list[Event]) -> None:
-        """One message to each consumer. What belongs to nobody, or to who was set aside, is not told."""
-        parts: dict[Pid, list[Event]] = {}
-        heard: dict[str, bool] = {}
+        """One message to each consumer."""
         for event in events:
             if isinstance(event, AdapterWanted):
                 self.load_adapter(event.name)
-                continue
-            given = self.given.get(event.request_id)
-            if given is None or given.is_aside:
-                continue
-            parts.setdefault(given.consumer, []).append(event)
-            if isinstance(event, TokenEvent):
-                given.tokens[event.choice].append(event.token)
-            heard[event.request_id] = heard.get(event.request_id, False) or isinstance(event, TokenEvent)
+        parts = self.board.sort(events)
         for consumer, told in parts.items():
             cast(consumer, Events(self.epoch, pack_events(told)))
-        for request_id, has_progressed in heard.items():
-            self.look_after(request_id, has_progressed)
-
-    def look_after(self, request_id: str, has_progressed: bool) -> None:
-        """Let a request go that has ended, and the others in again when one that ran alone got further."""
-        assert self.engine is not None
-        if request_id not in self.engine.roster:
-            self.forget(request_id)
-        elif request_id == self.alone and has_progressed:
-            self.given[request_id].is_alone = False
-            self.end_solo()
+        for told in parts.values():
+            self.board.let_go(told)
 
     # Adapters
 
@@ -320,17 +221,14 @@ class ModelServer(GenServer):
 
     def load_adapter(self, name: str) -> None:
         """One that cannot be read any more costs its own requests an answer, and nobody else anything."""
-        assert self.engine is not None
         refusal = self.rack.load(name)
         if refusal is not None:
-            for given in [given for given in self.given.values() if given.request.adapter == name]:
-                self.engine.abort(given.request.id)
-                self.turn_away(given, refusal)
+            self.board.turn_away_all_with(name, refusal)
 
     # Consumers
 
     def introduce(self, consumer: Pid | None) -> None:
-        if consumer is None or self.engine is None or self.is_draining:
+        if consumer is None or self.is_draining:
             return
         self.watch(consumer)
         options = self.engine.options
@@ -343,10 +241,3 @@ class ModelServer(GenServer):
     def watch(self, consumer: Pid) -> None:
         if consumer not in self.watched:
             self.watched[consumer] = monitor(consumer)
-
-    def forget_consumer(self, consumer: Pid) -> None:
-        """It will come back under another pid, and bring its requests along."""
-        self.watched.pop(consumer, None)
-        for request_id in [name for name, given in self.given.items() if given.consumer == consumer]:
-            self.drop(request_id)
-        self.keep_stepping()

@@ -354,7 +354,7 @@ def test_what_was_counted_is_still_counted_after_a_compaction_and_a_restart() ->
     assert compacted(compacted(ledger)).counts == ledger.counts
 
 
-def test_an_answer_on_the_shelf_is_forgotten_in_time_and_in_its_turn() -> None:
+def test_an_answer_in_the_archive_is_forgotten_in_time_and_in_its_turn() -> None:
     names = [f"r{number}" for number in range(5)]
     ledger = compacted(
         ended(*(request_of(name) for name in names), options=LedgerOptions(keep_seconds=10.0, max_kept=3))
@@ -370,7 +370,7 @@ def test_an_answer_on_the_shelf_is_forgotten_in_time_and_in_its_turn() -> None:
     assert ledger.num_living == 1
 
 
-def test_an_answer_on_the_shelf_is_kept_as_long_on_another_clock() -> None:
+def test_an_answer_in_the_archive_is_kept_as_long_on_another_clock() -> None:
     ledger = ended(request_of("a"), options=LedgerOptions(keep_seconds=10.0))
     ledger.open(1.0, "boot")
     again = compacted(ledger)

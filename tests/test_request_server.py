@@ -261,7 +261,7 @@ def test_a_cancel_frees_the_engine_within_a_step(tmp_path: Path) -> None:
         assert request_server.cancel(made.requests, request.id) is True
         assert request_server.cancel(made.requests, request.id) is False
         engine = model_server.stats(made.model).engine
-        assert engine is not None and engine.num_running == 0 and engine.used_blocks == 0
+        assert engine.num_running == 0 and engine.used_blocks == 0
         with pytest.raises(UnknownRequest):
             request_server.cancel(made.requests, "nobody")
         end = made.poll(request)[request.id].end

@@ -87,6 +87,4 @@ def doing_of(stats: dict[str, Any]) -> str:
         waiting = stats["num_living"] - stats["num_on_board"]
         return f"{stats['num_on_board']} running, {waiting} waiting, {stats['owed_tokens']} tokens to do"
     engine = stats["engine"]
-    if engine is None:
-        return "loading"
     return f"{engine['num_running']} rows, {engine['used_blocks']} of {engine['num_blocks']} blocks in use"

@@ -49,8 +49,7 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
         try:
             is_suspended |= sys.statistics(pid, ANSWER_SECONDS).is_suspended
             if not is_suspended:
-                found = model_server.stats(pid, ANSWER_SECONDS).engine
-                engines |= {} if found is None else {name: found}
+                engines[name] = model_server.stats(pid, ANSWER_SECONDS).engine
         except CallFailed:
             continue
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Shelf: answers that have ended and that somebody may come back for, as one record each.
+"""Archive: answers that have ended and that somebody may come back for, as one record each.
 
 So they take a tenth of the memory, the journal's next beginning copies them, and a restart need not read them event by
 event. Who is asked for becomes an Entry again.
@@ -7,7 +7,7 @@ event. Who is asked for becomes an Entry again.
 from actors.ledger_records import Kept
 
 
-class Shelf:
+class Archive:
     """Owned by one book."""
 
     def __init__(self) -> None:
