@@ -6,13 +6,13 @@ Replaying the journal makes the same book again, whatever was killed and when; a
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
+from actors.archive import Archive
 from actors.entry import Entry
 from actors.ledger_options import LedgerOptions
 from actors.ledger_records import Accepted, Attempted, Counted, Crashed, Ended, Kept, Opened, Record, Released, Told
 from actors.load import Load
 from actors.placement import Board
 from actors.refusals import RequestPoisoned
-from actors.archive import Archive
 from actors.waiting_line import WaitingLine
 from engine.completion import Transcript
 from engine.event import ChoiceEnded, Event, Started, TokenEvent
