@@ -5,7 +5,7 @@ is done while the next one runs.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
 from functools import cached_property
 
@@ -20,8 +20,8 @@ from engine.event import (
     FinishReason,
     PromptScored,
     Started,
-    TokenEvent,
     TokenLogprob,
+    token_event,
 )
 from engine.kernels.table import Kernels
 from engine.limits import Capacity, check
@@ -164,22 +164,27 @@ class Engine:
         logprobs, prompt_logprobs = launched.read_scores()
         self.commit_prompts(launched, prompt_logprobs)
         self.commit_replays(launched, tokens)
-        num_living = 0
-        for draw, (sequence, token) in enumerate(zip(launched.outputs.sampled, tokens, strict=False)):
-            if sequence.status is not Status.FINISHED:
-                num_living += 1
-                self.commit_token(sequence, token, logprobs.get(draw) if logprobs else None)
-        self.counts["generated_tokens"] += num_living
+        self.commit_tokens(launched.outputs.sampled, tokens, logprobs)
 
-    def commit_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
-        num_written = len(sequence.tokens)
-        position = num_written - sequence.num_prompt
-        reason = sequence.take(token)
-        self._outbox.append(TokenEvent(sequence.request.id, sequence.choice, position, token, reason, logprob))
-        if num_written % self.options.block_size == 0 and sequence.blocks:
-            self.scheduler.remember(sequence, num_written)
-        if reason is not None:
-            self.close(sequence)
+    def commit_tokens(
+        self, sequences: Iterable[Sequence], tokens: Many[int], logprobs: Mapping[int, TokenLogprob]
+    ) -> None:
+        """What each row drew. Most of an engine's time is this loop, so it calls little."""
+        outbox, block_size, finished, num_living = self._outbox, self.options.block_size, Status.FINISHED, 0
+        for draw, (sequence, token) in enumerate(zip(sequences, tokens, strict=False)):
+            if sequence.status is finished:
+                continue
+            num_living += 1
+            num_written = len(sequence.tokens)
+            reason = sequence.take(token)
+            logprob = logprobs.get(draw) if logprobs else None
+            position = num_written - sequence.num_prompt
+            outbox.append(token_event((sequence.request.id, sequence.choice, position, token, reason, logprob)))
+            if not num_written % block_size and sequence.blocks:
+                self.scheduler.remember(sequence, num_written)
+            if reason is not None:
+                self.close(sequence)
+        self.counts["generated_tokens"] += num_living
 
     def commit_prompts(self, launched: Launched, scores: Many[TokenLogprob]) -> None:
         """Chunks are in the cache: others may find their blocks, and scores wait for the rest of their prompt."""

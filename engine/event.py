@@ -4,6 +4,8 @@
 its end brings no token, with ChoiceEnded.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -40,6 +42,10 @@ class TokenEvent(NamedTuple):
     token: int
     finish_reason: FinishReason | None = None
     logprob: TokenLogprob | None = None
+
+
+token_event: Callable[[tuple[str, int, int, int, FinishReason | None, TokenLogprob | None]], TokenEvent]
+token_event = partial(tuple.__new__, TokenEvent)  # of all fields: one is made for every token, in a third of the time
 
 
 class ChoiceEnded(NamedTuple):

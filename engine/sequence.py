@@ -80,10 +80,14 @@ class Sequence:
 
     def take(self, token: int) -> FinishReason | None:
         """The next token of the answer; why it is the last one, if it is."""
-        self.tokens.append(token)
+        tokens = self.tokens
+        tokens.append(token)
         if self.answer is not None and self.vocabulary is not None:
             self.answer, _ = self.answer.step(self.vocabulary.bytes_of(token))
-        return self.ending()
+            return self.ending()
+        if token in self.end_ids:
+            return "stop"
+        return "length" if len(tokens) >= self.max_length else None
 
     def ending(self) -> FinishReason | None:
         """Why the answer ends with its last token, if it does."""
