@@ -7,18 +7,15 @@ speaks up: tokens in its name, at the very positions that its requests have come
 All streams are compared with those of an engine which nobody disturbed.
 """
 
-import argparse
-import json
 import os
 import random
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actors import chaos, process, system, watchdog
+from actors import chaos, system, watchdog
 from actors.client import Client
 from actors.messages import Events
 from actors.node import cast, whereis
@@ -26,6 +23,7 @@ from actors.pid import Pid
 from actors.refusals import RequestPoisoned
 from actors.system_config import ROOT, SystemConfig
 from benchmarks.chaos import is_whole, wait_for
+from benchmarks.repeated import run_from_command_line
 from benchmarks.streams import Load, bound, choice_of, requests_of_every_kind, spread, undisturbed
 from engine.event import Event, TokenEvent
 from engine.wire import pack_events
@@ -86,16 +84,6 @@ def times(count: int, config: SystemConfig, load: Load, try_once: Callable[[int]
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=20)
-    args = parser.parse_args()
-    process.connect()
-    with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps(run(args.times, Path(directory)), indent=2))
-    process.disconnect()
-
-
 def run(count: int, directory: Path) -> dict[str, Any]:
     choice = choice_of("tiny", directory)
     requests = requests_of_every_kind(100, 40)
@@ -121,4 +109,4 @@ def run(count: int, directory: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_from_command_line(__doc__, 20, run)

@@ -5,19 +5,17 @@
 The supervisor is as strict as always: three restarts in five seconds, and it gives up.
 """
 
-import argparse
-import json
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from actors import process, system
+from actors import system
 from actors.client import Client
 from actors.node import whereis
 from actors.refusals import RequestPoisoned
 from actors.system_config import ROOT, SystemConfig
 from benchmarks.chaos import lives, wait_for
+from benchmarks.repeated import run_from_command_line
 from benchmarks.streams import Answer, Findings, bound, choice_of, read, requests_of_every_kind, spread, undisturbed
 from engine.request import Request
 from tests.serving import POISON
@@ -53,16 +51,6 @@ def once(client: Client, number: int, requests: list[Request], expected: dict[st
     return is_named
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=10)
-    args = parser.parse_args()
-    process.connect()
-    with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps(run(args.times, Path(directory)), indent=2))
-    process.disconnect()
-
-
 def run(count: int, directory: Path) -> dict[str, Any]:
     choice = choice_of("tiny", directory)
     requests = requests_of_every_kind(INNOCENT, 40)
@@ -90,4 +78,4 @@ def run(count: int, directory: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_from_command_line(__doc__, 10, run)
