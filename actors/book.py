@@ -6,10 +6,22 @@ Replaying the journal makes the same book again, whatever was killed and when; a
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
-from actors.archive import Archive
+from actors.archive import Archive, Packed
 from actors.entry import Entry
 from actors.ledger_options import LedgerOptions
-from actors.ledger_records import Accepted, Attempted, Counted, Crashed, Ended, Kept, Opened, Record, Released, Told
+from actors.ledger_records import (
+    Accepted,
+    Attempted,
+    Counted,
+    Crashed,
+    Ended,
+    Kept,
+    More,
+    Opened,
+    Record,
+    Released,
+    Told,
+)
 from actors.load import Load
 from actors.placement import Board
 from actors.refusals import RequestPoisoned
@@ -51,14 +63,18 @@ class Book:
     def num_living(self) -> int:
         return len(self.entries) + len(self._archive) - len(self._finished)
 
+    @property
+    def num_archived_bytes(self) -> int:
+        return self._archive.num_bytes
+
     def knows(self, request_id: str) -> bool:
         return request_id in self.entries or request_id in self._archive
 
     def look(self, request_id: str) -> Entry | None:
         """A request that is asked for."""
-        kept = self._archive.take(request_id)
-        if kept is not None:
-            self.entries[request_id] = self._restored(kept)
+        if request_id in self._archive:
+            self.entries[request_id] = self._restored(self._archive[request_id])
+            self._archive.drop(request_id)
         return self.entries.get(request_id)
 
     # Recovery and compaction
@@ -71,12 +87,12 @@ class Book:
     def snapshot(self, now: float) -> Iterator[Record]:
         """Records that make this book again. Who has ended goes to the archive for it."""
         for request_id in [name for name in self._finished if name in self.entries]:
-            self._archive.put(request_id, self.entries.pop(request_id).kept(now))
+            self._archive.put(request_id, self.entries.pop(request_id).packed(now))
         yield Opened(now, self._clock or "")
         for request_id in self._finished:
-            yield self._archive[request_id]
+            yield from self._archive[request_id].records(now)
         for entry in self.entries.values():
-            yield entry.kept(now)
+            yield from entry.packed(now).records(now)
         yield Counted(now, dict(self.counts))
 
     def _apply(self, record: Record) -> None:
@@ -100,8 +116,10 @@ class Book:
                     self._ended(record)
             case Kept():
                 self._kept(record)
+            case More():
+                self._more(record)
             case Counted():
-                self.counts = Counter(record.counts)
+                self.counts = Counter(dict.fromkeys(COUNTED, 0) | record.counts)
 
     # What each record does
 
@@ -114,8 +132,9 @@ class Book:
         self._clock = record.clock
 
     def _accepted(self, record: Accepted, request: Request) -> Entry:
-        self._archive.take(request.id)  # a replay meets an id again that had been forgotten
+        self._archive.drop(request.id)  # a replay meets an id again that had been forgotten
         self._finished.pop(request.id, None)
+        self.entries.pop(request.id, None)
         entry = self.entries[request.id] = self._begun(record, request)
         self.load.owed_tokens += entry.owed
         self.counts["accepted"] += 1
@@ -199,16 +218,24 @@ class Book:
         accepted = Accepted(*record.accepted)
         request = unpack_request(accepted.request)
         if record.finished_at is not None:
-            self._archive.put(request.id, record)
+            self._archive.put(request.id, Packed(record))
             self._finished[request.id] = None
+            self.counts.update(("accepted", "finished"))
             return
         entry = self._accepted(accepted, request)
-        for event in unpack_events(record.events):
-            entry.take(event)
-            self._progress(entry, event)
+        self._remember(entry, record.events)
         entry.crashes, entry.crashes_alone = record.crashes, record.crashes_alone
         if record.epoch is not None:
             self._board_entry(entry, record.epoch, record.is_alone)
+
+    def _more(self, record: More) -> None:
+        if record.id in self._archive:
+            self._archive[record.id].more.append(record)
+            return
+        entry = self.entries[record.id]
+        state = entry.crashes, entry.crashes_alone, entry.is_alone
+        self._remember(entry, record.events)
+        entry.crashes, entry.crashes_alone, entry.is_alone = state
 
     # The pieces of it
 
@@ -218,12 +245,20 @@ class Book:
             request, record, transcript, [[] for _ in range(request.sampling.n)], seen_at=record.now, owed=request.cost
         )
 
-    def _restored(self, record: Kept) -> Entry:
+    def _remember(self, entry: Entry, events: bytes) -> None:
+        """How far it had got."""
+        for event in unpack_events(events):
+            entry.take(event)
+            self._progress(entry, event)
+
+    def _restored(self, packed: Packed) -> Entry:
         """An answer that has ended, as it was."""
+        record = packed.kept
         accepted = Accepted(*record.accepted)
         entry = self._begun(accepted, unpack_request(accepted.request))
-        for event in unpack_events(record.events):
-            entry.take(event)
+        for events in packed.events:
+            for event in unpack_events(events):
+                entry.take(event)
         entry.crashes, entry.crashes_alone = record.crashes, record.crashes_alone
         entry.ended = None if record.ended is None else Ended(*record.ended)
         entry.finished_at, entry.owed = record.finished_at, 0

@@ -1,13 +1,18 @@
 """Entry: one request as its request server sees it, from acceptance to the moment it is forgotten."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
-from actors.ledger_records import Accepted, Ended, Kept
+from actors.archive import Packed
+from actors.ledger_records import Accepted, Ended, Kept, More
 from engine.completion import Piece, Transcript
-from engine.event import ChoiceEnded, Event, FinishReason, PromptScored, Started, TokenEvent, TokenLogprob
+from engine.event import ChoiceEnded, Event, FinishReason, PromptScored, Started, TokenEvent, TokenLogprob, token_event
 from engine.request import Request
 from engine.wire import pack_events
+
+MOST_EVENTS = 1 << 14  # in one record
 
 
 @dataclass(slots=True)
@@ -96,12 +101,12 @@ class Entry:
             if self.is_open(choice):
                 self.take(ChoiceEnded(self.id, choice, reason, ended.message))
 
-    def history(self) -> list[Event]:
+    def history(self) -> Iterator[Event]:
         """All events taken so far, one choice after the other."""
-        events = list(self.early)
+        yield from self.early
         for pieces in self.pieces:
-            events.extend(event_of(self.id, piece) for piece in pieces)
-        return events
+            for piece in pieces:
+                yield event_of(self.id, piece)
 
     def since(self, had: tuple[int, ...], most: int | None = None) -> list[Piece]:
         """The pieces that a client has not got yet, given how many of each choice it has; `most` of each choice."""
@@ -111,12 +116,18 @@ class Entry:
             for piece in pieces[number : None if most is None else number + most]
         ]
 
-    def kept(self, now: float) -> Kept:
-        """All of it as one record."""
+    def packed(self, now: float) -> Packed:
+        """All of it: one record, and more where its history is long."""
+        history = self.history()
+        parts = iter(lambda: list(islice(history, MOST_EVENTS)), [])
+        kept = self._kept(now, pack_events(next(parts, [])))
+        return Packed(kept, [More(now, self.id, pack_events(part)) for part in parts])
+
+    def _kept(self, now: float, events: bytes) -> Kept:
         return Kept(
             now,
             tuple(self.accepted),
-            pack_events(self.history()),
+            events,
             self.epoch,
             self.is_alone,
             self.crashes,
@@ -150,6 +161,6 @@ def event_of(request_id: str, piece: Piece) -> Event:
     """The event that a piece came from."""
     if piece.tokens:
         (token,) = piece.tokens
-        return TokenEvent(request_id, piece.choice, piece.position, token, piece.finish_reason, piece.logprob)
+        return token_event((request_id, piece.choice, piece.position, token, piece.finish_reason, piece.logprob))
     assert piece.finish_reason is not None
     return ChoiceEnded(request_id, piece.choice, piece.finish_reason, piece.message)

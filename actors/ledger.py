@@ -51,12 +51,15 @@ class Ledger(Book):
 
     def withdraw(self, request_id: str) -> None:
         """Forget a request that could not be written down, before anything was done for it."""
-        entry = self.entries[request_id]
-        self._leave_board(entry)
-        del self.entries[request_id]
+        entry = self.entries.pop(request_id)
         self.load.owed_tokens -= entry.owed
-        self._waiting.forget(request_id)
         self.counts["accepted"] -= 1
+        if entry.is_finished:  # it was cancelled meanwhile, or came too late
+            del self._finished[request_id]
+            self.counts["finished"] -= 1
+        else:
+            self._leave_board(entry)
+            self._waiting.forget(request_id)
 
     def find(self, request_id: str, tenant: str = "") -> Entry:
         entry = self.look(request_id)
@@ -92,13 +95,13 @@ class Ledger(Book):
         while self._finished:
             request_id = next(iter(self._finished))
             entry = self.entries.get(request_id)
-            finished_at = self._archive.finished_at(request_id) if entry is None else entry.finished_at
+            finished_at = self._archive[request_id].kept.finished_at if entry is None else entry.finished_at
             assert finished_at is not None
             if finished_at + self.options.keep_seconds > now and len(self._finished) <= self.options.max_kept:
                 return
             del self._finished[request_id]
             self.entries.pop(request_id, None)
-            self._archive.take(request_id)
+            self._archive.drop(request_id)
 
     # What model servers bring
 

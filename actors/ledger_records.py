@@ -79,6 +79,14 @@ class Kept(NamedTuple):
     finished_at: float | None
 
 
+class More(NamedTuple):
+    """What else happened to the request of the Kept before: a record does not grow without end."""
+
+    now: float
+    id: str
+    events: bytes
+
+
 class Counted(NamedTuple):
     """What had been counted when compaction left the rest behind."""
 
@@ -86,9 +94,9 @@ class Counted(NamedTuple):
     counts: dict[str, int]
 
 
-Record = Opened | Accepted | Attempted | Told | Crashed | Released | Ended | Kept | Counted
+Record = Opened | Accepted | Attempted | Told | Crashed | Released | Ended | Kept | More | Counted
 KINDS: dict[str, type[Record]] = {
-    kind.__name__: kind for kind in (Opened, Accepted, Attempted, Told, Crashed, Released, Ended, Kept, Counted)
+    kind.__name__: kind for kind in (Opened, Accepted, Attempted, Told, Crashed, Released, Ended, Kept, More, Counted)
 }
 
 

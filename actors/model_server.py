@@ -198,12 +198,12 @@ class ModelServer(GenServer):
 
     def deliver(self, events: list[Event]) -> None:
         """One message to each consumer."""
-        for event in events:
-            if isinstance(event, AdapterWanted):
-                self.load_adapter(event.name)
         parts = self.board.sort(events)
         for consumer, told in parts.items():
             cast(consumer, Events(self.epoch, pack_events(told)))
+        for event in events:
+            if isinstance(event, AdapterWanted):
+                self.load_adapter(event.name)
         for told in parts.values():
             self.board.let_go(told)
 

@@ -12,7 +12,7 @@ from actors.adapter_rack import AdapterRack
 from actors.pid import Pid
 from actors.progress import Progress
 from engine.engine import Engine
-from engine.event import AdapterWanted, Event, TokenEvent
+from engine.event import AdapterWanted, ChoiceEnded, Event, TokenEvent
 from engine.refusal import Refusal
 from engine.request import Request
 
@@ -112,10 +112,15 @@ class OnBoard:
     # What a step brought
 
     def sort(self, events: Iterable[Event]) -> dict[Pid, list[Event]]:
-        """For whom they are. What belongs to nobody, or to who was set aside, is not told."""
+        """For whom they are. What belongs to nobody, or to who was set aside, is not told.
+
+        Nor is an abort: who left the engine by our own wish may have come back into it before it says so.
+        """
         parts: dict[Pid, list[Event]] = {}
         for event in events:
-            given = None if isinstance(event, AdapterWanted) else self.given.get(event.request_id)
+            if isinstance(event, AdapterWanted) or (isinstance(event, ChoiceEnded) and event.finish_reason == "abort"):
+                continue
+            given = self.given.get(event.request_id)
             if given is None or given.is_aside:
                 continue
             parts.setdefault(given.consumer, []).append(event)

@@ -40,6 +40,7 @@ class Outbox:
         self.polls = polls
         self.touched: set[str] = set()  # requests of which there is news
         self._promises: list[Promise] = []
+        self._most_past_bytes = MOST_PAST_BYTES
 
     def record(self, record: Record | None) -> None:
         if record is not None:
@@ -71,13 +72,15 @@ class Outbox:
     def compact_if_needed(self) -> None:
         """Begin a new journal when most of this one is past, and when this one can no longer be written."""
         journal = self.journal
-        past = journal.num_bytes - journal.num_compacted_bytes
-        if past <= max(MOST_PAST_BYTES, journal.num_compacted_bytes // 4) and journal.failure is None:
+        if journal.num_bytes - journal.num_compacted_bytes <= self._most_past_bytes and journal.failure is None:
             return
         try:
             journal.compact(to_plain(record) for record in self.ledger.snapshot(now()))
         except JournalFailing as refusal:
             log.warning("%s: %s", me(), refusal.message)
+        archived = self.ledger.num_archived_bytes
+        living = journal.num_compacted_bytes - archived  # packed anew each time
+        self._most_past_bytes = max(MOST_PAST_BYTES, archived // 4, living)
 
     def _take_back(self, promises: list[Promise], refusal: JournalFailing) -> None:
         for promise in promises:

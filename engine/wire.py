@@ -59,7 +59,7 @@ def unpack_request(data: bytes) -> Request:
 
 def pack_events(events: list[Event]) -> bytes:
     """A step's events as one message."""
-    return bytes(msgpack.packb([VERSION, "Events", [[type(event).__name__, *event] for event in events]]))
+    return bytes(msgpack.packb([VERSION, "Events", [(type(event).__name__, *event) for event in events]]))
 
 
 def unpack_events(data: bytes) -> list[Event]:

@@ -347,6 +347,32 @@ def test_an_answer_that_ended_before_a_compaction_is_told_as_before() -> None:
             one.accept(request, b"something else", 2.0)
 
 
+def test_a_long_history_is_several_records_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.entry.MOST_EVENTS", 4)
+    done, living = request_of("done", max_tokens=9, n=2), request_of("living", max_tokens=30)
+    ledger = started(done, living)
+    ends = [event_at(done, choice, place) for choice in range(2) for place in range(9)]
+    tell(ledger, "model/1", [*ends, *(event_at(living, 0, place) for place in range(13))])
+    ledger.model_down("model/1", None, 0.0)
+    ledger.model_up("model/2")
+    ledger.dispatch(0.0)
+    before = [shown(ledger.find(name)) for name in ("done", "living")]
+    assert ledger.find("living").crashes == 1
+    again = compacted(compacted(ledger))
+    assert [shown(again.find(name)) for name in ("done", "living")] == before
+    assert again.counts == ledger.counts and again.load.owed_tokens == ledger.load.owed_tokens
+
+
+def test_a_request_that_could_not_be_written_down_is_withdrawn_though_it_was_cancelled_meanwhile() -> None:
+    ledger = started(request_of("a"), request_of("b"))
+    ledger.cancel("a", 0.0)
+    for name in ("a", "b"):
+        ledger.withdraw(name)
+    assert (ledger.num_living, ledger.num_finished, ledger.load.owed_tokens) == (0, 0, 0)
+    assert not any(ledger.counts.values()) and list(ledger.snapshot(1.0))[1:-1] == []
+    ledger.forget(1000.0)
+
+
 def test_what_was_counted_is_still_counted_after_a_compaction_and_a_restart() -> None:
     ledger = ended(request_of("a"), request_of("b"))
     tell(ledger, "model/1", [event_at(request_of("a"), 0, 0)])
@@ -608,9 +634,9 @@ class World:
                 self.replay_old_message()
             else:
                 self.step()
-            for entry in self.ledger.entries.values():
-                if self.random.random() < 0.5:
-                    self.read(entry)
+            for name in (request.id for request in everything):
+                if self.ledger.knows(name) and self.random.random() < 0.5:
+                    self.read(self.ledger.find(name))
             if not self.requests and all(entry.is_finished for entry in self.ledger.entries.values()):
                 break
         for request in everything:

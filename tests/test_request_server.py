@@ -12,7 +12,7 @@ from actors import model_server, request_server
 from actors.asking import ask_of
 from actors.exits import KILL, SHUTDOWN
 from actors.inline import Inline
-from actors.messages import Attach, Detach
+from actors.messages import Attach, Detach, Events, Run
 from actors.model_server import ModelServer
 from actors.node import call, cast, exit, spawn
 from actors.pid import Pid
@@ -24,7 +24,7 @@ from actors.system_config import SystemConfig
 from engine.event import TokenEvent
 from engine.refusal import BadRequest, PromptTooLong, Refusal, UnknownAdapter
 from engine.request import Request
-from engine.wire import pack_events
+from engine.wire import pack_events, pack_request
 from tests.engines import Answer, ask
 from tests.serving import mixed_requests, tiny_system, undisturbed, words_of
 
@@ -193,7 +193,6 @@ def test_a_late_message_of_a_dead_model_server_changes_nothing(tmp_path: Path) -
         steps(made, 20)
         zombie = made.model
         made.kill_model()
-        from actors.messages import Events
 
         cast(made.requests, Events(zombie, pack_events([TokenEvent(request.id, 0, 0, 65)])))
         cast(made.requests, Events(zombie, b"\x93\x01rubbish"))
@@ -387,6 +386,33 @@ def test_a_past_that_was_left_behind_is_read_once_and_then_made_shorter(
         assert made.poll(*requests) == told
 
 
+def test_a_request_that_comes_again_while_it_runs_is_not_told_of_its_own_abort(tmp_path: Path) -> None:
+    request = ask("again", 5, max_tokens=60)
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(request)
+        steps(made, 20)
+        event = TokenEvent(request.id, 0, 50, 65)  # so something between was lost, and it is sent again
+        cast(made.requests, Events(made.model, pack_events([event])))
+        made.node.run()
+        assert made.stats().counts["gaps"] == 1
+        assert same(made.poll(request)[request.id], undisturbed(tmp_path, [request])[request.id])
+
+
+def test_who_is_turned_away_from_running_alone_costs_the_others_nothing(tmp_path: Path) -> None:
+    innocent, suspect = ask("innocent", 5, max_tokens=40), ask("suspect", 5, max_tokens=4, adapter="red")
+    with bench(tmp_path) as made:
+        made.node.run()
+        made.submit(innocent)
+        steps(made, 10)
+        server = made.node._cells[made.model].loop.server
+        assert isinstance(server, ModelServer)
+        server.rack.broken["red"] = Unavailable("the adapter 'red' cannot be served")
+        cast(made.model, Run(made.requests, (pack_request(suspect),), is_alone=True))
+        made.node.run()
+        assert same(made.poll(innocent)[innocent.id], undisturbed(tmp_path, [innocent])[innocent.id])
+
+
 def test_a_second_owner_of_a_journal_waits_for_the_first_to_go(tmp_path: Path) -> None:
     with bench(tmp_path) as made:
         made.node.run()
@@ -397,9 +423,6 @@ def test_a_second_owner_of_a_journal_waits_for_the_first_to_go(tmp_path: Path) -
 
 
 def test_who_runs_alone_sets_the_others_aside_and_they_come_back_with_what_they_had(tmp_path: Path) -> None:
-    from actors.messages import Run
-    from engine.wire import pack_request
-
     requests = list(mixed_requests(6))
     with bench(tmp_path) as made:
         made.node.run()
