@@ -5,7 +5,7 @@ event. Who is asked for becomes an Entry again.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from actors.ledger_records import Kept, More
 
@@ -15,7 +15,7 @@ class Packed:
     """One request with all that it has."""
 
     kept: Kept
-    more: list[More] = field(default_factory=list)
+    more: tuple[More, ...] = ()
 
     @property
     def events(self) -> list[bytes]:
@@ -48,6 +48,10 @@ class Archive:
 
     def put(self, request_id: str, packed: Packed) -> None:
         self._packed[request_id] = packed
+
+    def add(self, more: More) -> None:
+        packed = self._packed[more.id]
+        self._packed[more.id] = replace(packed, more=(*packed.more, more))
 
     def drop(self, request_id: str) -> None:
         self._packed.pop(request_id, None)

@@ -157,8 +157,10 @@ class Book:
             elif entry.take(event):
                 touched.add(entry.id)
                 work += self._progress(entry, event)
-                if isinstance(event, TokenEvent) and event.position == 0:
-                    self.load.saw_first_token(now - entry.accepted.now)
+                if isinstance(event, TokenEvent):
+                    entry.absolve()
+                    if event.position == 0:
+                        self.load.saw_first_token(now - entry.accepted.now)
                 if isinstance(event, TokenEvent | ChoiceEnded) and entry.transcript.is_finished:
                     self._finish(entry, now)
             elif isinstance(event, TokenEvent):
@@ -168,12 +170,12 @@ class Book:
         return touched
 
     def _progress(self, entry: Entry, event: Event) -> int:
-        """It got further: what killed a model server before was not it. The tokens of work that this was."""
+        """It got further: the tokens of work that this was."""
         found = 0
         if isinstance(event, Started):
             done, found = len(entry.request.prompt), event.cached_tokens
         elif isinstance(event, TokenEvent):
-            done, entry.crashes, entry.crashes_alone, entry.is_alone = 1, 0, 0, False
+            done = 1
             self.counts["tokens"] += 1
         else:
             done = 0
@@ -230,12 +232,9 @@ class Book:
 
     def _more(self, record: More) -> None:
         if record.id in self._archive:
-            self._archive[record.id].more.append(record)
-            return
-        entry = self.entries[record.id]
-        state = entry.crashes, entry.crashes_alone, entry.is_alone
-        self._remember(entry, record.events)
-        entry.crashes, entry.crashes_alone, entry.is_alone = state
+            self._archive.add(record)
+        else:
+            self._remember(self.entries[record.id], record.events)
 
     # The pieces of it
 

@@ -93,6 +93,10 @@ class Entry:
             and event.position > len(self.pieces[event.choice])
         )
 
+    def absolve(self) -> None:
+        """It got further: what killed a model server before was not it."""
+        self.crashes, self.crashes_alone, self.is_alone = 0, 0, False
+
     def close(self, ended: Ended) -> None:
         """End the choices that are open."""
         self.ended = ended
@@ -121,7 +125,7 @@ class Entry:
         history = self.history()
         parts = iter(lambda: list(islice(history, MOST_EVENTS)), [])
         kept = self._kept(now, pack_events(next(parts, [])))
-        return Packed(kept, [More(now, self.id, pack_events(part)) for part in parts])
+        return Packed(kept, tuple(More(now, self.id, pack_events(part)) for part in parts))
 
     def _kept(self, now: float, events: bytes) -> Kept:
         return Kept(

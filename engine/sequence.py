@@ -85,7 +85,7 @@ class Sequence:
         if self.answer is not None and self.vocabulary is not None:
             self.answer, _ = self.answer.step(self.vocabulary.bytes_of(token))
             return self.ending()
-        if token in self.end_ids:
+        if token in self.end_ids:  # as `ending` has it, without a call: every row comes here at every step
             return "stop"
         return "length" if len(tokens) >= self.max_length else None
 

@@ -678,6 +678,8 @@ def test_a_replayed_ledger_is_the_ledger(seed: int) -> None:
     again.replay(from_plain(msgpack.unpackb(data, strict_map_key=False)) for data in world.journal)
     assert (again.num_living, again.num_finished) == (world.ledger.num_living, world.ledger.num_finished)
     assert [name for name in names if again.knows(name)] == [name for name in names if world.ledger.knows(name)]
+    living = [[name for name, entry in one.entries.items() if not entry.is_finished] for one in (again, world.ledger)]
+    assert living[0] == living[1]  # in the same order
     for name in filter(again.knows, names):
         assert shown(again.look(name)) == shown(world.ledger.look(name))
     assert again.load.owed_tokens == world.ledger.load.owed_tokens

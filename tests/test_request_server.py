@@ -57,6 +57,14 @@ class Bench:
         asked = {request.id: had.get(request.id, (0,) * request.sampling.n) for request in wants}
         return {part.id: part for part in request_server.poll(self.requests, Poll(dict(asked), wait_seconds=0))}
 
+    def run(self, requests: list[Request]) -> dict[str, Part]:
+        """To their ends, once the model is there."""
+        self.node.run()
+        for request in requests:
+            self.submit(request)
+        self.node.run()
+        return self.poll(*requests)
+
     def stats(self) -> RequestServerStats:
         return request_server.stats(self.requests)
 
@@ -107,11 +115,7 @@ def same(part: Part, answer: Answer) -> bool:
 def test_answers_are_those_of_the_bare_engine(tmp_path: Path) -> None:
     requests = list(mixed_requests(20))
     with bench(tmp_path) as made:
-        made.node.run()
-        for request in requests:
-            made.submit(request)
-        made.node.run()
-        parts = made.poll(*requests)
+        parts = made.run(requests)
         expected = undisturbed(tmp_path, requests)
         for request in requests:
             assert same(parts[request.id], expected[request.id]), request.id
@@ -372,11 +376,7 @@ def test_a_past_that_was_left_behind_is_read_once_and_then_made_shorter(
 ) -> None:
     requests = list(mixed_requests(10))
     with bench(tmp_path) as made:
-        made.node.run()
-        for request in requests:
-            made.submit(request)
-        made.node.run()
-        told, counts, whole = made.poll(*requests), made.stats().counts, made.stats().journal_bytes
+        told, counts, whole = made.run(requests), made.stats().counts, made.stats().journal_bytes
         monkeypatch.setattr("actors.outbox.MOST_PAST_BYTES", whole // 2)
         made.kill_requests()
         made.node.advance(0.5)
