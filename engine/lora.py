@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -54,7 +54,7 @@ class AdapterStack:
     """
 
     layers: tuple[Mapping[str, StackedLowRank], ...]
-    native: Any = None
+    native: "Native | None" = None
 
     @property
     def num_slots(self) -> int:
@@ -88,7 +88,6 @@ class AdapterStack:
 
     def replace(self, slot: int, adapter: Adapter) -> None:
         """Write an adapter over what lies in a slot that it fits. Others' rows stay where they are, uncopied."""
-        self.native = None
         mx.synchronize()  # while a step reads an array, a write has to copy the whole of it
         layouts: Layouts = {}
         for place, stacked in self.modules():
@@ -99,9 +98,18 @@ class AdapterStack:
                 parts = (*parts[:slot], (pair.rank, pair.scale), *parts[slot + 1 :])
             stacked.layout = layout_of(parts, layouts)
         mx.eval(self.arrays())
+        if self.native is not None:
+            self.native = self.native.follow(self, slot)
 
     def arrays(self) -> list[mx.array]:
         return [array for _, stacked in self.modules() for array in (stacked.a, stacked.b)]
+
+
+class Native(Protocol):
+    """A stack in a column's own form."""
+
+    def follow(self, stack: AdapterStack, slot: int) -> "Native | None":
+        """The same after a slot was written over; None if it has to be made anew. No step runs meanwhile."""
 
 
 class LoraRows:

@@ -99,8 +99,10 @@ def floats(rng: np.random.Generator, *shape: int) -> mx.array:
     return mx.array(rng.standard_normal(shape, dtype=np.float32))
 
 
-def make_stack(numbers: Numbers, ranks: Sequence[int], seed: int = 1) -> AdapterStack:
-    """Adapters of several ranks, each on its own choice of modules."""
+def make_stack(
+    numbers: Numbers, ranks: Sequence[int], seed: int = 1, share: float = 0.8, dtype: mx.Dtype = mx.float32
+) -> AdapterStack:
+    """Adapters of several ranks, each on its own choice of that share of the modules."""
     rng = np.random.default_rng(seed)
     n, query, key = numbers, numbers.heads * numbers.head_dim, numbers.kv_heads * numbers.head_dim
     sizes = dict(
@@ -114,10 +116,12 @@ def make_stack(numbers: Numbers, ranks: Sequence[int], seed: int = 1) -> Adapter
     adapters = []
     for rank in ranks:
         modules = {
-            (layer, name): LowRank(floats(rng, rows, rank) / rows**0.5, floats(rng, rank, columns), 0.7)
+            (layer, name): LowRank(
+                (floats(rng, rows, rank) / rows**0.5).astype(dtype), floats(rng, rank, columns).astype(dtype), 0.7
+            )
             for layer in range(n.num_layers)
             for name, (rows, columns) in sizes.items()
-            if rng.random() < 0.8
+            if rng.random() < share
         }
         adapters.append(Adapter(modules, str(rank)))
     return stack_adapters(adapters, n.num_layers)

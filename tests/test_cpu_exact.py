@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.adapter import Adapter
 from engine.kernels.cpu import missing_reason
-from engine.lora import LoraRows
+from engine.lora import AdapterStack, LoraRows, stack_adapters
 from engine.quantized import quantize
 from tests.cpu_models import (
     Numbers,
@@ -50,6 +51,8 @@ def use(name: str) -> None:
     except ValueError:
         _native.use_instruction_set("best")
 
+
+THREE = [Run(0, 0, 2), Run(1, 0, 2), Run(2, 0, 1)]
 
 numbers = st.builds(
     Numbers,
@@ -153,6 +156,25 @@ def test_all_layers_as_one_operation_have_the_bits_of_the_halves():
         assert np.array_equal(halves, np.array(kernels.logits(x, weights, batch.numbers.output_rows)))
     for one, other in zip(caches[0].arrays(), caches[1].arrays(), strict=True):
         assert np.array_equal(np.array(one), np.array(other))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_an_adapter_written_into_a_slot_has_the_bits_of_one_laid_there(dtype):
+    model = Numbers(hidden=96, inner=70, num_layers=2, bits=None)  # 70: a last block that is not whole
+    kernels, tables = CpuKernels(model.config, 16), make_tables(3, 20, 16)
+    weights, batch = kernels.prepare(make_weights(model)), make_batch(THREE, tables, 16, model.vocabulary, [0, 1, 2])
+
+    def logits_with(stack: AdapterStack) -> np.ndarray:
+        return logits_by_halves(kernels, weights, make_cache(model, tables, 16, "float32"), batch, stack)
+
+    before, after = (make_stack(model, [4, 6, 3], seed, share=1.0, dtype=dtype) for seed in (1, 2))
+    undisturbed = logits_with(before)
+    before.replace(1, Adapter(after.take(1), ""))
+    assert before.native is not None  # it followed
+    mixed = stack_adapters([Adapter(before.take(slot), "") for slot in range(3)], model.num_layers)
+    found = logits_with(before)
+    assert np.array_equal(found, logits_with(mixed))
+    assert [np.array_equal(*rows) for rows in zip(found, undisturbed, strict=True)] == [True, True, False, False, True]
 
 
 def test_what_lies_in_slots_of_others_does_not_matter():

@@ -13,10 +13,11 @@ from engine.batch import Batch
 from engine.cache import KVCache, LayerCache
 from engine.config import ModelConfig
 from engine.kernels.cpu import _native
+from engine.kernels.cpu.adapters import NativeStack
 from engine.kernels.cpu.packed import PackedTensor, forget, is_packable, pack
 from engine.kernels.portable import PortableKernels, as_float32, one_by_one
 from engine.kernels.table import DecodeStep, Tokens
-from engine.lora import AdapterStack, LoraRows
+from engine.lora import LoraRows
 from engine.options import CacheDtype
 from engine.rotary import rotary
 from engine.weights import LINEAR_MODULES, Layer, Linear, Weights
@@ -139,9 +140,9 @@ class CpuKernels:
         """The rows' choice and the stack in the extension's form, made once for a stack as it stands."""
         if lora is None:
             return None, None
-        if lora.stack.native is None:
-            lora.stack.native = stack_for_native(lora.stack)
-        return lora.adapter_of, lora.stack.native
+        if not isinstance(lora.stack.native, NativeStack):
+            lora.stack.native = NativeStack(lora.stack)
+        return lora.adapter_of, lora.stack.native.adapters
 
 
 def in_order(cache: LayerCache) -> list[mx.array]:
@@ -191,12 +192,3 @@ def make_decoder(config: ModelConfig, block_size: int, weights: Weights) -> _nat
 def matrix_of(linear: Linear) -> _native.PackedMatrix:
     assert isinstance(linear.weight, PackedTensor)
     return linear.weight.matrix
-
-
-def stack_for_native(stack: AdapterStack) -> _native.Adapters:
-    adapters = _native.make_adapters(len(stack.layers))
-    for index, modules in enumerate(stack.layers):
-        for name, stacked in modules.items():
-            layout = stacked.layout
-            adapters.set(index, LINEAR_MODULES.index(name), stacked.a, stacked.b, layout.scale, layout.starts)
-    return adapters

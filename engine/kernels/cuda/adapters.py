@@ -146,6 +146,9 @@ class StackOnDevice:
         mx.synchronize()  # a step on its way reads what MLX does not know that it reads
         driver.synchronize()
 
+    def follow(self, stack: AdapterStack, slot: int) -> None:
+        """Made anew: graphs hold the addresses of all its tensors, and others would lie elsewhere."""
+
     @property
     def is_narrow(self) -> bool:
         """Whether all ranks are such as the kernels take."""

@@ -7,12 +7,17 @@
 
 namespace genserve {
 
-// One module's, side by side along the rank, as `LowRank` has them; alive as long as `owner`.
+// One module's, side by side along the rank. `a` lies as `LowRank` has it and lives as long as `owner`. `b` is a copy
+// by blocks of outputs: for a product goes from block to block, and what it adds there should not lie in many pages.
 struct StackedModule {
-  const float *a = nullptr, *b = nullptr, *scale = nullptr;
+  const float *a = nullptr, *scale = nullptr;
   const int32_t* starts = nullptr;
   int ranks = 0, inputs = 0, outputs = 0;
   std::shared_ptr<void> owner;
+  std::shared_ptr<float> b;  // (blocks, ranks, BLOCK)
+
+  // Rank rows [first, first + count), given as (count, outputs).
+  void write(const float* rows, int first, int count);
 };
 
 struct Adapters {

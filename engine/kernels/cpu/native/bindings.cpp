@@ -109,29 +109,33 @@ void add_layer(
   decoder.layers.push_back(std::move(layer));
 }
 
-// One module's arrays: a (ranks, in), b (ranks, out), scale (ranks,), starts (adapters + 1,).
+// One module's arrays: a (ranks, in), scale (ranks,), starts (adapters + 1,), and b (rows, out) from rank row `first` on:
+// all of them at first, later what has changed.
 void set_adapters(
     AdaptersHandle& handle, int layer, int module, const mx::array& a, const mx::array& b, const mx::array& scale,
-    const mx::array& starts) {
+    const mx::array& starts, int first) {
   Adapters& adapters = *handle.of;
   struct Owner {
-    mx::array a, b, scale, starts;
+    mx::array a, scale, starts;
   };
   const auto floats = [](const mx::array& x) { return settled(mx::astype(x, mx::float32, mx::Device::cpu)); };
   auto owner = std::make_shared<Owner>(
-      Owner{floats(a), floats(b), floats(scale), settled(mx::astype(starts, mx::int32, mx::Device::cpu))});
+      Owner{floats(a), floats(scale), settled(mx::astype(starts, mx::int32, mx::Device::cpu))});
   if (a.ndim() != 2 || b.ndim() != 2) throw std::invalid_argument("matrices were wanted");
   const int ranks = a.shape(0), count = static_cast<int>(owner->starts.size()) - 1;
-  if (b.shape(0) != ranks || owner->scale.size() != static_cast<size_t>(ranks) || count < 0)
+  if (first < 0 || b.shape(0) > ranks - first || owner->scale.size() != static_cast<size_t>(ranks) || count < 0)
     throw std::invalid_argument("adapters of equal ranks were wanted");
   const int32_t* begins = owner->starts.data<int32_t>();
   for (int i = 0, before = 0; i <= count; before = begins[i++])
     if (begins[i] < before || begins[i] > ranks) throw std::invalid_argument("the adapters' ranks overlap");
   if (adapters.count != 0 && adapters.count != count) throw std::invalid_argument("every module has the same adapters");
+  StackedModule& stacked = adapters.layers.at(layer).at(module);
+  const bool is_new = stacked.b == nullptr || stacked.ranks != ranks || stacked.outputs != b.shape(1);
+  if (is_new && b.shape(0) != ranks) throw std::invalid_argument("all rows of a new module were wanted");
   adapters.count = count;
-  adapters.layers.at(layer).at(module) = {
-      owner->a.data<float>(), owner->b.data<float>(), owner->scale.data<float>(), begins, ranks, a.shape(1), b.shape(1),
-      owner};
+  stacked = {owner->a.data<float>(), owner->scale.data<float>(), begins, ranks, a.shape(1), b.shape(1), owner,
+             is_new ? nullptr : stacked.b};
+  stacked.write(floats(b).data<float>(), first, b.shape(0));
 }
 
 std::shared_ptr<Adapters> adapters_for(const Decoder& decoder, const AdaptersHandle* handle) {
@@ -198,7 +202,8 @@ NB_MODULE(_native, m) {
       "logits"_a, "knobs"_a, "is_greedy"_a);
 
   nb::class_<AdaptersHandle>(m, "Adapters")
-      .def("set", &set_adapters, "layer"_a, "module"_a, "a"_a, "b"_a, "scale"_a, "starts"_a);
+      .def("copy", [](const AdaptersHandle& adapters) { return AdaptersHandle{std::make_shared<Adapters>(*adapters.of)}; })
+      .def("set", &set_adapters, "layer"_a, "module"_a, "a"_a, "b"_a, "scale"_a, "starts"_a, "first"_a);
   m.def("make_adapters", &make_adapters, "num_layers"_a);
 
   nb::class_<DecoderHandle>(m, "Decoder")

@@ -29,8 +29,8 @@ void get_row(const Tiles& tiles, const float* base, int row, int columns, float*
 LowRank Pass::low_rank(int layer, Module module, float* low) const {
   if (adapters == nullptr || batch.adapter_of == nullptr || layer >= static_cast<int>(adapters->layers.size())) return {};
   const StackedModule& stacked = adapters->layers[layer][module];
-  return {stacked.a, stacked.b, stacked.scale, stacked.starts, stacked.ranks, batch.adapter_of, low, present.data(),
-          static_cast<int>(present.size())};
+  return {stacked.a, stacked.b.get(), stacked.scale, stacked.starts, stacked.ranks, batch.adapter_of, low,
+          present.data(), static_cast<int>(present.size())};
 }
 
 namespace {
@@ -39,9 +39,21 @@ const float* or_null(const std::vector<float>& values) { return values.empty() ?
 
 }  // namespace
 
-Linear Pass::linear(int layer, Module module, const LowRank& adapted) const {
+Ahead Pass::ahead(int layer, std::initializer_list<Module> modules, int columns, int num_blocks) const {
+  Ahead ahead{{}, 0, columns, num_blocks};
+  for (Module module : modules)
+    if (const LowRank lora = low_rank(layer, module, nullptr); lora.ranks > 0) ahead.modules[ahead.count++] = lora;
+  return ahead;
+}
+
+Linear Pass::linear(int layer, Module module, const LowRank& adapted, const Ahead& ahead, int first_block) const {
   const Projection& projection = decoder->layers[layer].modules[module];
-  return {projection.weight->view(), or_null(projection.bias), adapted.ranks > 0 ? &adapted : nullptr};
+  return {projection.weight->view(), or_null(projection.bias), adapted.ranks > 0 ? &adapted : nullptr,
+          ahead.count > 0 ? &ahead : nullptr, first_block};
+}
+
+int Pass::num_blocks(int layer, Module module) const {
+  return decoder->layers[layer].modules[module].weight->view().num_blocks();
 }
 
 void Pass::attention(Worker& worker, int index, const Cache& cache) const {
@@ -61,10 +73,12 @@ void Pass::attention(Worker& worker, int index, const Cache& cache) const {
       if (each.ranks > 0) kernels.low_rank(each, row, hidden, row_buffer);
   });
 
-  const Linear q = linear(index, Q, low[0]), k = linear(index, K, low[1]), v = linear(index, V, low[2]);
-  const int q_blocks = q.weight.num_blocks(), k_blocks = k.weight.num_blocks();
+  const int q_blocks = num_blocks(index, Q), k_blocks = num_blocks(index, K), v_blocks = num_blocks(index, V);
+  const Ahead for_o = ahead(index, {O}, attended, q_blocks + k_blocks + v_blocks);
+  const Linear q = linear(index, Q, low[0], for_o), k = linear(index, K, low[1], for_o, q_blocks);
+  const Linear v = linear(index, V, low[2], for_o, q_blocks + k_blocks);
   float *queries = memory.queries, *keys = memory.keys, *values = memory.values;
-  worker.share(q_blocks + k_blocks + v.weight.num_blocks(), [&](int block) {
+  worker.share(q_blocks + k_blocks + v_blocks, [&](int block) {
     if (block < q_blocks)
       kernels.product(q, block, tiles, tiled, {queries, static_cast<size_t>(attended), nullptr});
     else if (block < q_blocks + k_blocks)
@@ -92,8 +106,9 @@ void Pass::attention(Worker& worker, int index, const Cache& cache) const {
     if (low_o.ranks > 0) kernels.low_rank(low_o, row, attended, from);
   });
 
-  const Linear o = linear(index, O, low_o);
-  worker.share(o.weight.num_blocks(), [&](int block) {
+  const Ahead for_gate = ahead(index, {GATE, UP}, hidden, num_blocks(index, O));
+  const Linear o = linear(index, O, low_o, for_gate);
+  worker.share(num_blocks(index, O), [&](int block) {
     kernels.product(o, block, tiles, tiled, {x, static_cast<size_t>(hidden), x});
   });
 }
@@ -115,8 +130,9 @@ void Pass::feed_forward(Worker& worker, int index) const {
     if (low_up.ranks > 0) kernels.low_rank(low_up, row, hidden, row_buffer);
   });
 
-  const Linear gate = linear(index, GATE, low_gate), up = linear(index, UP, low_up);
-  worker.share(gate.weight.num_blocks(), [&](int block) {
+  const Ahead for_down = ahead(index, {DOWN}, inner, num_blocks(index, GATE));
+  const Linear gate = linear(index, GATE, low_gate, for_down), up = linear(index, UP, low_up, {});
+  worker.share(num_blocks(index, GATE), [&](int block) {
     kernels.gated(gate, up, block, tiles, tiled, activated);
   });
 
@@ -127,8 +143,9 @@ void Pass::feed_forward(Worker& worker, int index) const {
       kernels.low_rank(low_down, row, inner, row_buffer);
     });
 
-  const Linear down = linear(index, DOWN, low_down);
-  worker.share(down.weight.num_blocks(), [&](int block) {
+  const Ahead for_next = ahead(index + 1, {Q, K, V}, hidden, num_blocks(index, DOWN));
+  const Linear down = linear(index, DOWN, low_down, for_next);
+  worker.share(num_blocks(index, DOWN), [&](int block) {
     kernels.product(down, block, tiles, activated, {x, static_cast<size_t>(hidden), x});
   });
 }

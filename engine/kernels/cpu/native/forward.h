@@ -1,5 +1,6 @@
 // The phases of the two halves of a layer, as every thread of the pool runs them.
 #pragma once
+#include <initializer_list>
 #include <vector>
 
 #include "memory.h"
@@ -37,7 +38,9 @@ struct Pass {
 
  private:
   LowRank low_rank(int layer, Module module, float* low) const;
-  Linear linear(int layer, Module module, const LowRank& adapted) const;
+  int num_blocks(int layer, Module module) const;
+  Ahead ahead(int layer, std::initializer_list<Module> modules, int columns, int num_blocks) const;
+  Linear linear(int layer, Module module, const LowRank& adapted, const Ahead& ahead, int first_block = 0) const;
   void attend(int worker, const AttentionTask& task, const Cache& cache) const;
   void collect(int row) const;
 };

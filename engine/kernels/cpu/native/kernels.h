@@ -44,7 +44,7 @@ struct Tiles {
 
 // One module's adapters: `low` receives each row's own (x @ a.T) * scale.
 struct LowRank {
-  const float *a, *b, *scale;  // (ranks, columns), (ranks, outputs), (ranks,)
+  const float *a, *b, *scale;  // (ranks, columns), (blocks, ranks, BLOCK), (ranks,)
   const int32_t* starts;       // adapter i owns rank rows [starts[i], starts[i + 1])
   int ranks;
   const int32_t* adapter_of;  // by row, negative for none
@@ -53,10 +53,20 @@ struct LowRank {
   int num_present;
 };
 
+// What the phase after a product reads first: `a` of some modules, for every adapter present. A product computes and
+// leaves the memory idle, so each of its blocks brings a share of this near.
+struct Ahead {
+  LowRank modules[3];
+  int count, columns;
+  int num_blocks;  // that share it
+};
+
 struct Linear {
   Matrix weight;
   const float* bias = nullptr;
   const LowRank* lora = nullptr;
+  const Ahead* ahead = nullptr;
+  int first_block = 0;  // its place among the blocks that share `ahead`
 };
 
 // What becomes of a product: y (rows, stride) = residual + bias + x @ w.T + adapters.

@@ -87,14 +87,37 @@ void low_rank(const LowRank& lora, int row, int columns, const float* x) {
   }
 }
 
+// What `lora` adds to a block of outputs, by rank: rows of BLOCK.
+INLINE const float* block_of(const LowRank& lora, int block) {
+  return lora.b + static_cast<size_t>(block) * lora.ranks * BLOCK;
+}
+
 // Asks for what `lora` will add to a block of outputs: of those adapters present that are the step's share.
-INLINE void bring_near(const LowRank& lora, const Matrix& w, int block, int step, int steps) {
+INLINE void bring_near(const LowRank& lora, int block, int step, int steps) {
   const auto part = [&](int64_t i) { return static_cast<int>(lora.num_present * i / steps); };
-  const int column = block * BLOCK, size = w.rows - column < BLOCK ? w.rows - column : BLOCK;
-  for (int i = part(step); i < part(step + 1); ++i)
-    for (int r = lora.starts[lora.present[i]]; r < lora.starts[lora.present[i] + 1]; ++r)
-      for (int j = 0; j < size; j += LINE / sizeof(float))
-        prefetch_far(lora.b + static_cast<size_t>(r) * w.rows + column + j);
+  for (int i = part(step); i < part(step + 1); ++i) {
+    const int adapter = lora.present[i];
+    const float* end = block_of(lora, block) + static_cast<size_t>(lora.starts[adapter + 1]) * BLOCK;
+    for (const float* p = block_of(lora, block) + static_cast<size_t>(lora.starts[adapter]) * BLOCK; p < end;
+         p += LINE / sizeof(float))
+      prefetch_far(p);
+  }
+}
+
+// Asks for the share of `ahead` that is a step's of a block, in pieces of an adapter.
+INLINE void bring_near(const Ahead& ahead, int block, int step, int steps) {
+  constexpr int PIECES = 16, STRIDE = LINE / sizeof(float);
+  const int present = ahead.modules[0].num_present;
+  const int64_t pieces = static_cast<int64_t>(ahead.count) * present * PIECES;
+  const int64_t at = static_cast<int64_t>(block) * steps + step, all = static_cast<int64_t>(ahead.num_blocks) * steps;
+  for (int64_t piece = pieces * at / all; piece < pieces * (at + 1) / all; ++piece) {
+    const int whole = static_cast<int>(piece / PIECES), part = static_cast<int>(piece % PIECES);
+    const LowRank& lora = ahead.modules[whole / present];
+    const int adapter = lora.present[whole % present];
+    const size_t columns = ahead.columns, size = (lora.starts[adapter + 1] - lora.starts[adapter]) * columns;
+    const float* a = lora.a + lora.starts[adapter] * columns;
+    for (size_t i = size * part / PIECES; i < size * (part + 1) / PIECES; i += STRIDE) prefetch_far(a + i);
+  }
 }
 
 // sums[0..BLOCK) += bias + the row's adapter, for a block of outputs
@@ -110,10 +133,8 @@ INLINE void add_bias_and_adapter(float* sums, const Linear& linear, int row, int
     if (adapter >= 0) {
       const float* low = lora->low + static_cast<size_t>(row) * lora->ranks;
       Vec change = zero();
-      for (int r = lora->starts[adapter]; r < lora->starts[adapter + 1]; ++r) {
-        const float* b = lora->b + static_cast<size_t>(r) * outputs + column + i;
-        change = fma(broadcast(low[r]), n == LANES ? load(b) : load_first(b, n), change);
-      }
+      for (int r = lora->starts[adapter]; r < lora->starts[adapter + 1]; ++r)
+        change = fma(broadcast(low[r]), load(block_of(*lora, block) + static_cast<size_t>(r) * BLOCK + i), change);
       y = add(y, change);
     }
     store(sums + i, y);

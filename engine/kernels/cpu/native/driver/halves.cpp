@@ -92,7 +92,7 @@ Model made_up_model(const Kernels& kernels, Shape shape, int bits) {
   const int hidden = shape.hidden, inner = shape.intermediate;
   const int sizes[NUM_MODULES][2] = {{q, hidden}, {kv, hidden}, {kv, hidden}, {hidden, q}, {inner, hidden}, {inner, hidden}, {hidden, inner}};
   struct Owner {
-    std::vector<float> a, b, scale = std::vector<float>(RANKS, 0.5f);
+    std::vector<float> a, scale = std::vector<float>(RANKS, 0.5f);
     std::vector<int32_t> starts{0, RANKS};
   };
   Layer layer;
@@ -103,9 +103,9 @@ Model made_up_model(const Kernels& kernels, Shape shape, int bits) {
     layer.modules[i] = {w.packed, random_floats(rows)};
     auto owner = std::make_shared<Owner>();
     owner->a = random_floats(static_cast<size_t>(RANKS) * columns);
-    owner->b = random_floats(static_cast<size_t>(RANKS) * rows);
-    adapters->layers[0][i] = {
-        owner->a.data(), owner->b.data(), owner->scale.data(), owner->starts.data(), RANKS, columns, rows, owner};
+    StackedModule& stacked = adapters->layers[0][i];
+    stacked = {owner->a.data(), owner->scale.data(), owner->starts.data(), RANKS, columns, rows, owner, nullptr};
+    stacked.write(random_floats(static_cast<size_t>(RANKS) * rows).data(), 0, RANKS);
   }
   layer.input_norm = layer.post_norm = random_floats(hidden);
   layer.q_norm = layer.k_norm = random_floats(shape.head_dim);
