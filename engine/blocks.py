@@ -5,6 +5,7 @@ tenant, and all tokens up to its end. So whoever holds the same beginning finds 
 Blocks nobody uses are taken back least recently used first. Block 0 is never given out: tables are padded with it.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -98,4 +99,4 @@ def root_digest(model: str, adapter: str | None, tenant: str) -> Digest:
 
 def next_digest(previous: Digest, tokens: Sequence[int]) -> Digest:
     """The digest of a block that follows `previous` and holds `tokens`."""
-    return blake2b(previous + np.asarray(tokens, np.int32).tobytes(), digest_size=16).digest()
+    return blake2b(previous + array("i", tokens).tobytes(), digest_size=16).digest()

@@ -175,8 +175,12 @@ class Engine:
             if sequence.status is finished:
                 continue
             num_living += 1
-            num_written = len(sequence.tokens)
-            reason = sequence.take(token)
+            known = sequence.tokens
+            num_written = len(known)
+            known.append(token)
+            reason = None
+            if token in sequence.end_ids or num_written + 1 >= sequence.max_length or sequence.answer is not None:
+                reason = sequence.ending_after(token)
             logprob = logprobs.get(draw) if logprobs else None
             position = num_written - sequence.num_prompt
             outbox.append(token_event((sequence.request.id, sequence.choice, position, token, reason, logprob)))

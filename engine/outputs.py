@@ -6,6 +6,7 @@ for each token that a sequence brought along, drawn again and compared; a score 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from engine.sampling import uniforms
 from engine.scheduler import PlannedChunk
 from engine.sequence import Sequence
 
+Kind = TypeVar("Kind", bound=np.generic)
 Fork = Callable[[Sequence, int], Sequence]
 Settings = tuple[NDArray[np.float32], bool, bool]
 """Of draws: what each wants, (draws, 5), whether all are greedy, and whether some have a top_k or top_p."""
@@ -63,7 +65,7 @@ class Outputs:
     def rows(self) -> NDArray[np.int32]:
         """The batch rows whose logits are wanted."""
         others = [output.row for group in (self.starting, self.replayed, self.prompts) for output in group]
-        return np.concatenate([np.arange(len(self.decoding)), np.asarray(others, np.int64)]).astype(np.int32)
+        return joined(np.arange(len(self.decoding), dtype=np.int32), others)
 
     @property
     def sampled(self) -> list[Sequence]:
@@ -81,18 +83,15 @@ class Outputs:
         knobs[:count] = rows.knobs[:count]
         for line, drawn in enumerate(others, start=count):
             knobs[line, :4] = knobs_of(drawn.sequence)
-        is_greedy = not knobs[:, 0].any()
+        temperature, top_k, top_p = knobs[:, 0], knobs[:, 1], knobs[:, 2]
+        is_greedy = not temperature.any()
         if not is_greedy:
-            seeds, positions, choices = (
-                np.concatenate([column[:count].astype(np.uint64), np.array(rest, np.uint64)])
-                for column, rest in (
-                    (rows.seeds, [drawn.sequence.seed for drawn in others]),
-                    (rows.generated, [drawn.position for drawn in others]),
-                    (rows.choices, [drawn.sequence.choice for drawn in others]),
-                )
+            knobs[:, 4] = uniforms(
+                joined(rows.seeds[:count], [drawn.sequence.seed for drawn in others]),
+                joined(rows.generated[:count].astype(np.uint64), [drawn.position for drawn in others]),
+                joined(rows.choices[:count], [drawn.sequence.choice for drawn in others]),
             )
-            knobs[:, 4] = uniforms(seeds, positions, choices)
-        return knobs, is_greedy, bool(knobs[:, 1].any() or (knobs[:, 2] < 1).any())
+        return knobs, is_greedy, bool(top_k.any() or (top_p < 1).any())
 
     def adjustments(self, rows: Rows) -> list[Adjustment]:
         """The wishes of draws that change their logits."""
@@ -107,6 +106,11 @@ class Outputs:
             if drawn.sequence.request.sampling.changes_logits:
                 wishes.append(adjustment(drawn.sequence, draw, drawn.position, None))
         return wishes
+
+
+def joined(column: NDArray[Kind], rest: list[int]) -> NDArray[Kind]:
+    """A column of the decode rows, and what comes after them: in most steps nothing."""
+    return np.concatenate([column, np.array(rest, column.dtype)]) if rest else column
 
 
 def adjustment(sequence: Sequence, draw: int, position: int, newest: int | None) -> Adjustment:

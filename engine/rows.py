@@ -25,9 +25,15 @@ class Rows:
         self.choices = np.zeros(capacity, np.uint64)
         self.knobs = np.zeros((capacity, 5), np.float32)
         self.num_special = 0  # rows that ask for more than a draw
+        self._numbers = np.arange(capacity, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    @property
+    def numbers(self) -> NDArray[np.int32]:
+        """0, 1, 2 and so on."""
+        return self._numbers[: len(self.sequences)]
 
     @property
     def columns(self) -> tuple[NDArray[np.generic], ...]:
@@ -80,7 +86,7 @@ class Rows:
         count = len(self.sequences)
         self.positions[:count] += 1
         self.generated[:count] += 1
-        self.sources[:count] = np.arange(count, dtype=np.int32)
+        self.sources[:count] = self.numbers
 
 
 def knobs_of(sequence: Sequence) -> tuple[float, float, float, float]:

@@ -109,7 +109,7 @@ class Runner:
         """Decode rows as they stand, then the chunks; and where these are."""
         count, size = len(rows), self.cache.block_size
         decode = rows.positions[:count]
-        positions, sequence_of, placed, start = [decode], [np.arange(count, dtype=np.int32)], list[Chunk](), count
+        positions, sequence_of, placed, start = [decode], [rows.numbers], list[Chunk](), count
         for index, chunk in enumerate(chunks, start=count):
             stop = chunk.start + chunk.length
             positions.append(np.arange(chunk.start, stop, dtype=np.int32))
@@ -137,7 +137,7 @@ class Runner:
         count = len(rows)
         decode, sources = self._previous, rows.sources[:count]
         assert isinstance(decode, mx.array), "MLX goes on only after `settle`"
-        if count != decode.size or not np.array_equal(sources, np.arange(count)):
+        if count != decode.size or not np.array_equal(sources, rows.numbers):
             decode = decode[mx.array(sources)] if count else mx.array(NO_TOKENS)
         if not chunks:
             return decode

@@ -10,6 +10,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+INCREMENT, LAST_SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(31)
+MULTIPLIERS = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))
+
 KNOBS = ("temperature", "top_k", "top_p", "min_p", "uniform")  # the columns of `knobs`
 
 
@@ -23,10 +26,12 @@ def uniforms(
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's step and finish."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x + INCREMENT
+    for shift, factor in MULTIPLIERS:
+        x ^= x >> shift
+        x *= factor
+    x ^= x >> LAST_SHIFT
+    return x
 
 
 def draw(logits: mx.array, knobs: mx.array, *, is_greedy: bool, is_filtered: bool) -> mx.array:

@@ -83,14 +83,13 @@ class Scheduler:
     def grow_rows(self) -> list[tuple[int, int]]:
         """See to it that every row owns the block it writes to next, and owns it alone."""
         rows, size, copies = self.rows, self.pool.block_size, list[tuple[int, int]]()
-        positions = rows.positions[: len(rows)]
-        starts_block = positions % size == 0
-        blocks = rows.tables[np.arange(len(rows)), positions // size]
-        in_need = np.flatnonzero(starts_block | (self.pool.references[blocks] > 1))
-        for sequence in [rows.sequences[row] for row in in_need]:
+        indices, offsets = np.divmod(rows.positions[: len(rows)], size)
+        blocks = rows.tables[rows.numbers, indices]
+        in_need = np.flatnonzero((offsets == 0) | (self.pool.references[blocks] > 1))
+        needing = [rows.sequences[row] for row in in_need]  # a row may be another's before its turn comes
+        for sequence, index in zip(needing, indices[in_need].tolist(), strict=True):
             if sequence.status is not Status.DECODING:
                 continue
-            index = int(rows.positions[sequence.row]) // size
             if index < len(sequence.blocks) and self.pool.references[sequence.blocks[index]] == 1:
                 continue  # the others have gone their own ways
             if not self.ensure_available(sequence):

@@ -78,16 +78,11 @@ class Sequence:
     def is_finished(self) -> bool:
         return self.status is Status.FINISHED
 
-    def take(self, token: int) -> FinishReason | None:
-        """The next token of the answer; why it is the last one, if it is."""
-        tokens = self.tokens
-        tokens.append(token)
+    def ending_after(self, token: int) -> FinishReason | None:
+        """Why the answer ends with its last token, if it does, once its text has come so far too."""
         if self.answer is not None and self.vocabulary is not None:
             self.answer, _ = self.answer.step(self.vocabulary.bytes_of(token))
-            return self.ending()
-        if token in self.end_ids:  # as `ending` has it, without a call: every row comes here at every step
-            return "stop"
-        return "length" if len(tokens) >= self.max_length else None
+        return self.ending()
 
     def ending(self) -> FinishReason | None:
         """Why the answer ends with its last token, if it does."""
