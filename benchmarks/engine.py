@@ -1,12 +1,13 @@
 """What the engine costs beside the model: host time a step, its share of a real step, and adapters side by side.
 
-    python -m benchmarks.engine              # all four: a minute; ten on a CPU without its own kernels
+    python -m benchmarks.engine              # all five: a minute; ten on a CPU without its own kernels
     python -m benchmarks.engine --only stub  # the first alone, seconds
 
 stub: 256 rows through kernels that compute nothing, so that all that is left is the engine: under 0.5 ms a step
 with the core alone.
 share: 32 rows of SmolLM2; host time of a step (all but waiting for the model) over the whole step: under 3 %.
 adapters: 32 rows of SmolLM2, each with an adapter of rank 8 of its own, against all with the same one: within 15 %.
+draw: a token each for 16 rows of logits as long as SmolLM2's, by the settings of their requests.
 attach: the same 32 adapters; one goes and another comes while 31 rows run: what they wait for it.
 """
 
@@ -202,6 +203,25 @@ def attach(model: Model, count: int = 32, num_times: int = 8) -> None:
     row(f"SmolLM2, {count} adapters, one replaced", found, "")
 
 
+def draw(model: Model, num_rows: int = 16) -> None:
+    kernels = choose(model.config, model.weights, EngineOptions().block_size)
+    logits = mx.array(np.random.default_rng(0).standard_normal((num_rows, model.config.vocab_size), np.float32) * 3)
+    for name, temperature, top_k, top_p, min_p in (
+        ("greedy", 0.0, 0, 1.0, 0.0),
+        ("temperature", 0.7, 0, 1.0, 0.0),
+        ("top_p", 0.7, 0, 0.9, 0.0),
+        ("top_k", 0.7, 40, 1.0, 0.0),
+        ("min_p", 0.7, 0, 1.0, 0.05),
+    ):
+        knobs = np.tile(np.array([temperature, top_k, top_p, min_p, 0.5], np.float32), (num_rows, 1))
+        seconds = []
+        for _ in range(50):
+            start = time.perf_counter()
+            mx.eval(kernels.draw(logits, knobs, is_greedy=not temperature, is_filtered=bool(top_k) or top_p < 1))
+            seconds.append(time.perf_counter() - start)
+        row(f"{num_rows} draws, {name}", f"{median(seconds) * 1e3:.2f} ms", "")
+
+
 def real_engine(model: Model, num_rows: int) -> Engine:
     options = EngineOptions(cache_bytes=1 << 28, max_sequences=num_rows, max_batch_tokens=256, max_context=1024)
     return Engine(model, choose(model.config, model.weights, options.block_size), options)
@@ -224,13 +244,14 @@ def row(what: str, found: str, target: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("stub", "share", "adapters", "attach"))
+    parser.add_argument("--only", choices=("stub", "share", "adapters", "draw", "attach"))
     only = parser.parse_args().only
     if only in (None, "stub"):
         stub()
     real: tuple[tuple[str, Callable[[Model], None]], ...] = (
         ("share", share),
         ("adapters", adapters),
+        ("draw", draw),
         ("attach", attach),
     )
     if only != "stub":

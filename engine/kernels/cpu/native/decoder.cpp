@@ -149,11 +149,11 @@ void draw(
     const Kernels& kernels, const float* logits, int rows, int size, const float* knobs, bool is_greedy, int32_t* out) {
   if (rows == 0) return;
   Pool::Turn turn = Pool::instance().turn();
-  const std::vector<float*> own = rows_of_threads(turn, 2 * static_cast<size_t>(size));
+  const std::vector<float*> own = rows_of_threads(turn, draw_size(size));
   turn.run([=, &kernels](Worker& worker) {
     worker.share(rows, [&](int row) {
       const float* logits_of_row = logits + static_cast<size_t>(row) * size;
-      out[row] = is_greedy ? kernels.argmax(logits_of_row, size)
+      out[row] = is_greedy ? kernels.argmax(logits_of_row, size, own[worker.id])
                            : kernels.draw(logits_of_row, size, knobs + static_cast<size_t>(row) * 5, own[worker.id]);
     });
   });

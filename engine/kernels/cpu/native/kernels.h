@@ -109,6 +109,10 @@ struct Partial {
   float largest, sum;
 };
 
+constexpr int DRAW_RUN = 64;  // tokens of the vocabulary that are looked at together
+
+constexpr size_t draw_size(int vocabulary) { return static_cast<size_t>(3) * vocabulary + vocabulary / DRAW_RUN + 1; }
+
 constexpr size_t spare_size(int padded_head) { return static_cast<size_t>(2 * SPLIT) * padded_head; }
 
 struct Kernels {
@@ -127,8 +131,9 @@ struct Kernels {
       const Queries&, const Cache&, int head, int num_heads, const int32_t* slots, float* scores, float* spare,
       Partial*, float* out);
   void (*join)(Partial& into, float* out, const Partial& other, const float* other_out, int size);
+  // scratch: draw_size floats
   int (*draw)(const float* logits, int size, const float* knobs, float* scratch);
-  int (*argmax)(const float* logits, int size);
+  int (*argmax)(const float* logits, int size, float* scratch);
 };
 
 // The fastest table that this machine can run, or the one of a name; null for one it cannot run.
