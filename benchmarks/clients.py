@@ -4,7 +4,7 @@
     python -m benchmarks.clients --write         # and writes docs/clients.md
 
 A feature is there if the client's own call succeeds and its result is right; the checks stand in
-`benchmarks/client_checks.py`.
+`benchmarks/checks/`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.client_checks import CHECKS, Check, Target, status_of
+from benchmarks.checks import CHECKS, Check, Target, status_of
 from tests.tiny import write_checkpoint
 from tests.tiny_tokenizer import write_tokenizer
 
@@ -137,7 +137,7 @@ def page_of(results: dict[str, list[str | None]]) -> str:
 HEAD = """# Clients
 
 What real clients get from `genserve serve`, and from `mlx_lm.server` with the same checkpoint. The table is made by a
-command, and the checks stand in `benchmarks/client_checks.py`:
+command, and the checks stand in `benchmarks/checks/`:
 
 ```
 python -m benchmarks.clients --write

@@ -13,79 +13,26 @@ as many that read and are otherwise the same.
 
 import argparse
 import asyncio
-import json
 import multiprocessing
-import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
-
+from benchmarks.http_clients import PROMPT, body_of, head, rate, stream
+from benchmarks.http_held import departures, held, looked, memory_of, wait_until_idle
 from benchmarks.http_servers import Settings, made, with_server
 from deploy.http.inline_backend import InlineBackend
 from deploy.http.serve import allow_descriptors
 from engine.engine import Engine
 from engine.request import Request, Sampling
 
-PROMPT = "The sea is"
-PATH = "/v1/completions"
 CROWD_TOKENS = 1500
-SETTLING_SECONDS = 60.0  # for what is being put away when all have gone; what is there then is a leak
 GREEDY = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
-
-
-# Clients
-
-
-async def stream(port: int, body: bytes) -> tuple[float, int, float]:
-    """One stream: seconds to its first token, its tokens, and seconds in all."""
-    began = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    writer.write(head(body) + body)
-    first, count, tail = 0.0, 0, b""
-    while chunk := await reader.read(65536):
-        first = first or (time.perf_counter() - began if b'"text":"' in chunk else 0.0)
-        count += (tail + chunk).count(b"\ndata: {") - tail.count(b"\ndata: {")
-        tail = chunk[-16:]
-        if b"[DONE]" in tail + chunk[-32:]:
-            break
-    writer.close()
-    return first, count, time.perf_counter() - began
-
-
-def head(body: bytes) -> bytes:
-    lines = (
-        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    )
-    return f"{lines}Connection: close\r\n\r\n".encode()
-
-
-def body_of(tokens: int, **more: Any) -> bytes:
-    return json.dumps(
-        {"prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True, **more}
-    ).encode()
-
-
-def rate(port: int, streams: int, tokens: int) -> float:
-    """Tokens a second over so many streams at once."""
-
-    async def run() -> float:
-        began = time.perf_counter()
-        results = await asyncio.gather(*(stream(port, body_of(tokens)) for _ in range(streams)))
-        assert sum(count for _, count, _ in results) >= streams, "every stream brought something"
-        return streams * tokens / (time.perf_counter() - began)
-
-    return asyncio.run(run())
-
-
-# What is measured
 
 
 def throughput(settings: Settings, port: int, rounds: int = 3) -> None:
@@ -207,70 +154,6 @@ def run_crowd(port: int, count: int, is_reading: bool, orders: Connection) -> No
         reader.sendall(head(body) + body)
     orders.send("asked")
     orders.recv()  # until it is ended
-
-
-def memory_of(process_id: int) -> int:
-    """Resident bytes."""
-    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")
-
-
-def departures(port: int, processes: dict[str, int], count: int) -> dict[str, float]:
-    """What abrupt departures leave behind in the door and in the model server."""
-    depart(port, 64)  # so that all pools have the threads that they will have
-    before = held(port, processes)
-    depart(port, count)
-    after = held(port, processes)
-    return {"departures": count} | {f"{name} left": after[name] - before[name] for name in after}
-
-
-def depart(port: int, count: int) -> None:
-    body = body_of(200)
-    for _ in range(count):
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(head(body) + body)
-    wait_until_idle(port)
-    until = time.monotonic() + SETTLING_SECONDS
-    while held(port, {})["streams"] and time.monotonic() < until:
-        time.sleep(0.2)
-
-
-def held(port: int, processes: dict[str, int]) -> dict[str, float]:
-    """What the server holds: blocks and sequences of the engine, tasks, and what each process has open."""
-    found = looked(port)
-    engine = found["stats"]["engine"]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-        lines = client.get("/metrics").text.splitlines()
-    meters = dict(line.split() for line in lines if line.startswith(("genserve_streams ", "genserve_door_tasks ")))
-    counts = {
-        "blocks": engine["used_blocks"],
-        "sequences": engine["num_running"] + engine["num_waiting"],
-        "requests": len(found["running"]),
-        "streams": float(meters["genserve_streams"]),
-        "the door's tasks": float(meters["genserve_door_tasks"]),
-    }
-    time.sleep(0.5 if processes else 0.0)  # until the connections of these looks are closed
-    for name, process_id in processes.items():
-        counts[f"the {name}'s descriptors"] = len(os.listdir(f"/proc/{process_id}/fd"))
-        counts[f"the {name}'s threads"] = len(os.listdir(f"/proc/{process_id}/task"))
-    return counts
-
-
-def looked(port: int) -> Any:
-    """What the system says of itself, as soon as there is room for one more connection."""
-    while True:
-        answer = httpx.get(f"http://127.0.0.1:{port}/v1/system", trust_env=False, timeout=60)
-        if answer.status_code != 503:
-            return answer.raise_for_status().json()
-        time.sleep(0.2)
-
-
-def wait_until_idle(port: int, looks: int = 10) -> None:
-    """Nothing runs at so many looks in turn: what was sent last may not have been read at the first."""
-    idle = 0
-    while idle < looks:
-        idle = 0 if looked(port)["running"] else idle + 1
-        time.sleep(0.2)
 
 
 def main() -> None:
