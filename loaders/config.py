@@ -1,12 +1,13 @@
 """config.json -> ModelConfig, every number within bounds. Knows no tensors, and runs no code that a config names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from engine.config import Architecture, ModelConfig
 from engine.refusal import Unsupported, shown
+from loaders.endings import named_ending
 from loaders.json_file import read_json
 from loaders.quantization import Quantization, parse_quantization
 from loaders.rope_scaling import parse_rope_scaling, rope_parameters
@@ -34,7 +35,11 @@ def read_config(directory: Path) -> CheckpointConfig:
     """The config of a checkpoint's directory."""
     raw = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
-    return parse_config(raw, read_json(generation) if generation.is_file() else {})
+    config = parse_config(raw, read_json(generation) if generation.is_file() else {})
+    model, named = config.model, named_ending(directory, config.model.vocab_size)
+    if named is None or named in model.eos_token_ids:
+        return config
+    return replace(config, model=replace(model, eos_token_ids=(*model.eos_token_ids, named)))
 
 
 def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> CheckpointConfig:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from engine.quantized import Mode, QuantizedTensor, check_format, quantize
+from engine.quantized import FLOAT_FORMATS, Mode, QuantizedTensor, check_format, quantize
 from engine.refusal import BadRequest, BrokenFile, Unsupported
 from loaders.assembly import assemble
 from loaders.atomic_file import atomic_file
@@ -35,12 +35,17 @@ Outline = dict[str, mx.array]  # lazy arrays: names, types and shapes of tensors
 def quantize_checkpoint(
     src: str | Path,
     dst: str | Path,
-    bits: int = 4,
-    group_size: int = 64,
+    bits: int | None = None,
+    group_size: int | None = None,
     mode: Mode = "affine",
     on_progress: OnProgress = ignore_progress,
 ) -> Path:
-    """Write the checkpoint `src`, a directory or a hub id, to the new directory `dst` with quantized matrices."""
+    """Write the checkpoint `src`, a directory or a hub id, to the new directory `dst` with quantized matrices.
+
+    Where nothing is said: 4 bits in groups of 64, or what the mode has.
+    """
+    usual_bits, usual_group = FLOAT_FORMATS.get(mode, (4, 64))
+    bits, group_size = usual_bits if bits is None else bits, usual_group if group_size is None else group_size
     check_format(bits, group_size, mode)
     source, target = locate(src, on_progress), Path(dst)
     if not source.is_dir():

@@ -159,6 +159,38 @@ def test_generation_config_has_the_last_word_on_what_ends_a_text() -> None:
     assert parse_config(config | {"eos_token_id": None}).model.eos_token_ids == ()
 
 
+NAMED: dict[str, Any] = {"eos_token": "<end>"}
+
+
+def listed(token: object, content: str = "<end>") -> dict[str, Any]:
+    return {"added_tokens": [{"id": token, "content": content, "special": True}]}
+
+
+@pytest.mark.parametrize(
+    ("files", "endings"),
+    [
+        ({}, (5,)),
+        ({"tokenizer_config": NAMED | {"added_tokens_decoder": {"9": {"content": "<end>"}}}}, (5, 9)),
+        ({"tokenizer_config": {"eos_token": {"content": "<end>"}}, "tokenizer": listed(9)}, (5, 9)),
+        ({"special_tokens_map": NAMED, "tokenizer": listed(9)}, (5, 9)),
+        ({"tokenizer_config": NAMED, "tokenizer": listed(5)}, (5,)),
+        ({"tokenizer_config": NAMED, "tokenizer": listed(256)}, (5,)),  # beyond the vocabulary
+        ({"tokenizer_config": NAMED, "tokenizer": listed("9")}, (5,)),
+        ({"tokenizer_config": NAMED, "tokenizer": listed(9, "<other>")}, (5,)),
+        ({"tokenizer_config": NAMED | {"added_tokens_decoder": {"x": 1, "9": []}}}, (5,)),
+    ],
+)
+def test_what_the_tokenizer_names_as_its_last_token_ends_a_text_too(
+    tmp_path: Path, files: dict[str, object], endings: tuple[int, ...]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("qwen2", eos_token_id=5)))
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert read_config(tmp_path).model.eos_token_ids == endings
+    (tmp_path / "tokenizer.json").write_text("{")  # refused where a tokenizer is wanted
+    assert 5 in read_config(tmp_path).model.eos_token_ids
+
+
 def test_modules_with_a_bias_follow_from_family_and_flags() -> None:
     assert parse_config(tiny_config("qwen2")).biased == {"q_proj", "k_proj", "v_proj"}
     assert parse_config(tiny_config("llama")).biased == set()

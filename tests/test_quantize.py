@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from engine.quantized import Mode, QuantizedTensor, quantize
+from engine.quantized import FLOAT_FORMATS, Mode, QuantizedTensor, quantize
 from engine.refusal import BadRequest, BrokenFile, Refusal, Unsupported
 from loaders import quantize as quantize_module
 from loaders.checkpoint import load_model
@@ -44,6 +44,14 @@ def test_result_is_what_mlx_lm_makes(
     assert all(
         mx.array_equal(found[name], array) and found[name].dtype == array.dtype for name, array in expected.items()
     )
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
+def test_where_nothing_is_said_a_mode_has_its_own_bits_and_groups(tmp_path: Path, mode: Mode) -> None:
+    target = quantize_checkpoint(write_checkpoint(tmp_path / "float", "llama"), tmp_path / "quantized", mode=mode)
+    bits, group_size = FLOAT_FORMATS.get(mode, (4, 64))
+    settings = json.loads((target / "config.json").read_text())["quantization"]
+    assert settings == {"group_size": group_size, "bits": bits, "mode": mode}
 
 
 def test_result_is_loaded_by_us(tmp_path: Path) -> None:

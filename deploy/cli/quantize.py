@@ -10,8 +10,8 @@ from loaders.quantize import quantize_checkpoint
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a directory, or a hub id")
     parser.add_argument("target", type=Path, help="a directory to make")
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--bits", type=int, help="4, or what the mode has")
+    parser.add_argument("--group-size", type=int, help="64, or what the mode has")
     parser.add_argument("--mode", default="affine", help="affine, mxfp4, mxfp8 or nvfp4")
 
 
