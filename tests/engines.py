@@ -156,6 +156,16 @@ def serve_one(engine: Engine, request: Request) -> Answer:
 LogitsLog = dict[tuple[str, int, int], mx.array]
 
 
+def score_of(engine: Engine, context: str, continuation: str) -> float:
+    """What an engine whose tokens are bytes says of a continuation."""
+    prompt = tuple(f"{context}{continuation}".encode())
+    engine.add(Request("scored", prompt, Sampling(max_tokens=1, temperature=0, prompt_logprobs=1)))
+    for event in run(engine):
+        if isinstance(event, PromptScored):
+            return sum(record.logprob for record in event.logprobs[-len(continuation.encode()) :])
+    raise AssertionError("the prompt was not scored")
+
+
 def record_logits(engine: Engine) -> LogitsLog:
     """From now on, the logits of every drawn token, by request, choice and position. Evaluate them before comparing."""
     log: LogitsLog = {}

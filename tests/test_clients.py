@@ -13,10 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.event import PromptScored
-from engine.request import Request, Sampling
-from tests.engines import tiny_engine
-from tests.http_world import MODEL, Served, served, tiny_backend, tiny_tokenizer
+from tests.engines import score_of, tiny_engine
+from tests.http_world import MODEL, Served, served, tiny_backend
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # their warnings are not ours
@@ -192,20 +190,7 @@ def test_lm_eval_gets_the_engines_own_scores(door: Served) -> None:
     scorer = LocalCompletionsAPI(base_url=f"{door.url}/v1/completions", model=MODEL, batch_size=2, max_length=256)
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
     found = scorer.loglikelihood(requests, disable_tqdm=True)
-    assert [score for score, _ in found] == pytest.approx([scored(*pair) for pair in pairs])
-
-
-def scored(context: str, continuation: str) -> float:
-    """What a bare engine says of a continuation."""
-    engine = tiny_engine()
-    engine.vocabulary = tiny_tokenizer().vocabulary
-    prompt = tuple(f"{context}{continuation}".encode())
-    engine.add(Request("scored", prompt, Sampling(max_tokens=1, temperature=0, prompt_logprobs=1)))
-    while engine.has_work:
-        for event in engine.step():
-            if isinstance(event, PromptScored):
-                return sum(record.logprob for record in event.logprobs[-len(continuation.encode()) :])
-    raise AssertionError("the prompt was not scored")
+    assert [score for score, _ in found] == pytest.approx([score_of(tiny_engine(), *pair) for pair in pairs])
 
 
 def test_plain_http_is_enough(door: Served) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checks.table import MESSAGES, SECONDS, Target, feature
-from engine.event import PromptScored
-from engine.request import Request, Sampling
+from engine.engine import Engine
+from engine.kernels.choose import choose
+from loaders.checkpoint import load_model
+from tests.engines import score_of
 
 
 @feature("langchain-openai", "invoke, stream, go on with a conversation")
@@ -112,19 +114,8 @@ def _(target: Target) -> None:
 
 def own_score(checkpoint: Path, context: str, continuation: str) -> float:
     """What a bare engine says of a continuation."""
-    from engine.engine import Engine
-    from engine.kernels.choose import choose
-    from loaders.checkpoint import load_model
-
     model = load_model(checkpoint)
-    engine = Engine(model, choose(model.config, model.weights, 16))
-    prompt = tuple(f"{context}{continuation}".encode())
-    engine.add(Request("scored", prompt, Sampling(max_tokens=1, temperature=0, prompt_logprobs=1)))
-    while engine.has_work:
-        for event in engine.step():
-            if isinstance(event, PromptScored):
-                return sum(record.logprob for record in event.logprobs[-len(continuation.encode()) :])
-    raise AssertionError("the prompt was not scored")
+    return score_of(Engine(model, choose(model.config, model.weights, 16)), context, continuation)
 
 
 def beside_python(name: str) -> str:
