@@ -6,7 +6,7 @@ adapter and by module, nothing is padded, and nothing is copied for a row. Other
 rank and gather a copy of both matrices for each token, which is slow in prefill.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -88,7 +88,9 @@ class AdapterStack:
 
     def replace(self, slot: int, adapter: Adapter) -> None:
         """Write an adapter over what lies in a slot that it fits. Others' rows stay where they are, uncopied."""
-        mx.synchronize()  # while a step reads an array, a write has to copy the whole of it
+        mx.synchronize()  # while a step reads an array, or somebody holds it, a write has to copy the whole of it
+        again = None if self.native is None else self.native.let_go()
+        self.native = None
         layouts: Layouts = {}
         for place, stacked in self.modules():
             parts, pair = stacked.layout.parts, adapter.modules.get(place)
@@ -98,8 +100,8 @@ class AdapterStack:
                 parts = (*parts[:slot], (pair.rank, pair.scale), *parts[slot + 1 :])
             stacked.layout = layout_of(parts, layouts)
         mx.eval(self.arrays())
-        if self.native is not None:
-            self.native = self.native.follow(self, slot)
+        if again is not None:
+            self.native = again(self, slot)
 
     def arrays(self) -> list[mx.array]:
         return [array for _, stacked in self.modules() for array in (stacked.a, stacked.b)]
@@ -108,8 +110,8 @@ class AdapterStack:
 class Native(Protocol):
     """A stack in a column's own form."""
 
-    def follow(self, stack: AdapterStack, slot: int) -> "Native | None":
-        """The same after a slot was written over; None if it has to be made anew. No step runs meanwhile."""
+    def let_go(self) -> Callable[[AdapterStack, int], "Native"] | None:
+        """Hold no array of the stack any more. What makes a form again once a slot was written, if not all anew."""
 
 
 class LoraRows:

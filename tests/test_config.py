@@ -173,6 +173,7 @@ def listed(token: object, content: str = "<end>") -> dict[str, Any]:
         ({"tokenizer_config": NAMED | {"added_tokens_decoder": {"9": {"content": "<end>"}}}}, (5, 9)),
         ({"tokenizer_config": {"eos_token": {"content": "<end>"}}, "tokenizer": listed(9)}, (5, 9)),
         ({"special_tokens_map": NAMED, "tokenizer": listed(9)}, (5, 9)),
+        ({"tokenizer_config": NAMED, "tokenizer": {"model": {"vocab": {"<end>": 9}}}}, (5, 9)),
         ({"tokenizer_config": NAMED, "tokenizer": listed(5)}, (5,)),
         ({"tokenizer_config": NAMED, "tokenizer": listed(256)}, (5,)),  # beyond the vocabulary
         ({"tokenizer_config": NAMED, "tokenizer": listed("9")}, (5,)),

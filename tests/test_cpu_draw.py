@@ -102,6 +102,28 @@ def test_greedy_takes_the_first_of_equals_and_masked_tokens_are_never_drawn():
     assert ours(logits, knobs_of(3, top_k=5, top_p=0.9, uniform=0.9999999)).tolist() == [77] * 3
 
 
+@pytest.mark.parametrize("instructions", ["best", "generic"])
+def test_what_is_no_number_is_not_drawn_and_hides_nothing(instructions):
+    _native.use_instruction_set(instructions)
+    all_knobs = [
+        (t, k, p, m, u) for t in (0.05, 1.0) for k in (0, 5) for p in (0.9, 1.0) for m in (0, 0.1) for u in (0, 0.5, 1)
+    ]
+    knobs = np.concatenate([knobs_of(1, t, k, p, m, min(u, 0.9999999)) for t, k, p, m, u in all_knobs])
+    logits = np.zeros((len(knobs), 1000), np.float32)
+    logits[:, 128:134] = 100
+    logits[:, 160:192] = np.nan  # in the same run
+    assert set(ours(logits, knobs).tolist()) <= set(range(128, 134))
+    for nothing in (-np.inf, np.nan):
+        assert set(ours(np.full_like(logits, nothing), knobs).tolist()) == {0}
+
+
+def test_ties_by_distance_stay_together_beside_a_bound_on_logits():
+    logits = np.full((200, 256), -50, np.float32)
+    logits[:, 0], logits[:, 64], logits[:, 65] = 100, 2e-9, 1e-9
+    knobs = np.concatenate([knobs_of(1, 50.0, 2, uniform=u) for u in (np.arange(200) + 0.5) / 200])
+    assert set(ours(logits, knobs).tolist()) == {0, 64, 65}
+
+
 @pytest.mark.parametrize("size", [49152, 151936])
 def test_large_vocabularies(size):
     rng = np.random.default_rng(size)

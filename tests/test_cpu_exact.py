@@ -158,7 +158,12 @@ def test_all_layers_as_one_operation_have_the_bits_of_the_halves():
         assert np.array_equal(np.array(one), np.array(other))
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def addresses(stack: AdapterStack) -> list[int]:
+    """Where the arrays of a stack lie."""
+    return [np.frombuffer(memoryview(array), np.uint8).ctypes.data for array in stack.arrays()]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
 def test_an_adapter_written_into_a_slot_has_the_bits_of_one_laid_there(dtype):
     model = Numbers(hidden=96, inner=70, num_layers=2, bits=None)  # 70: a last block that is not whole
     kernels, tables = CpuKernels(model.config, 16), make_tables(3, 20, 16)
@@ -168,9 +173,9 @@ def test_an_adapter_written_into_a_slot_has_the_bits_of_one_laid_there(dtype):
         return logits_by_halves(kernels, weights, make_cache(model, tables, 16, "float32"), batch, stack)
 
     before, after = (make_stack(model, [4, 6, 3], seed, share=1.0, dtype=dtype) for seed in (1, 2))
-    undisturbed = logits_with(before)
+    undisturbed, places = logits_with(before), addresses(before)
     before.replace(1, Adapter(after.take(1), ""))
-    assert before.native is not None  # it followed
+    assert before.native is not None and addresses(before) == places  # it went on, and nothing was copied for the write
     mixed = stack_adapters([Adapter(before.take(slot), "") for slot in range(3)], model.num_layers)
     found = logits_with(before)
     assert np.array_equal(found, logits_with(mixed))

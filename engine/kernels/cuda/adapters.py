@@ -146,8 +146,8 @@ class StackOnDevice:
         mx.synchronize()  # a step on its way reads what MLX does not know that it reads
         driver.synchronize()
 
-    def follow(self, stack: AdapterStack, slot: int) -> None:
-        """Made anew: graphs hold the addresses of all its tensors, and others would lie elsewhere."""
+    def let_go(self) -> None:
+        """It goes, and is made anew: graphs hold the addresses of all its tensors, and others will lie elsewhere."""
 
     @property
     def is_narrow(self) -> bool:

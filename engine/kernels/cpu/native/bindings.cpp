@@ -138,6 +138,16 @@ void set_adapters(
   stacked.write(floats(b).data<float>(), first, b.shape(0));
 }
 
+// What is copied of some adapters, and nothing that lies in arrays: to be `set` before use. Another object, because a
+// thread that comes late to a job may still look at this one.
+AdaptersHandle copied(const AdaptersHandle& handle) {
+  Adapters adapters = *handle.of;
+  for (auto& layer : adapters.layers)
+    for (StackedModule& module : layer)
+      module = {nullptr, nullptr, nullptr, module.ranks, module.inputs, module.outputs, nullptr, module.b};
+  return {std::make_shared<Adapters>(std::move(adapters))};
+}
+
 std::shared_ptr<Adapters> adapters_for(const Decoder& decoder, const AdaptersHandle* handle) {
   if (handle == nullptr) return nullptr;
   const auto& layers = handle->of->layers;
@@ -202,7 +212,7 @@ NB_MODULE(_native, m) {
       "logits"_a, "knobs"_a, "is_greedy"_a);
 
   nb::class_<AdaptersHandle>(m, "Adapters")
-      .def("copy", [](const AdaptersHandle& adapters) { return AdaptersHandle{std::make_shared<Adapters>(*adapters.of)}; })
+      .def("copied", &copied)
       .def("set", &set_adapters, "layer"_a, "module"_a, "a"_a, "b"_a, "scale"_a, "starts"_a, "first"_a);
   m.def("make_adapters", &make_adapters, "num_layers"_a);
 

@@ -29,7 +29,7 @@ INLINE float find_peaks(const float* x, int size, float* peaks) {
     const int end = end_of(run, size);
     Vec biggest = broadcast(-__builtin_inff());
     int i = run * RUN;
-    for (; i + LANES <= end; i += LANES) biggest = max(biggest, load(x + i));
+    for (; i + LANES <= end; i += LANES) biggest = max(load(x + i), biggest);
     float peak = largest(biggest);
     for (; i < end; ++i) peak = x[i] > peak ? x[i] : peak;
     peaks[run] = peak;
@@ -126,9 +126,10 @@ struct Candidates {
   void weigh(const float* logits, float most, float heat) {
     for (int i = 0; i < size; i += LANES) {
       const int n = size - i < LANES ? size - i : LANES;
-      Vec away = div(sub(broadcast(most), load_first(logits + i, n)), broadcast(heat));
+      const Vec away = div(sub(broadcast(most), load_first(logits + i, n)), broadcast(heat));
       store_first(distances + i, n, away);
-      store_first(weights + i, n, exp(sub(zero(), away)));
+      const Vec weight = exp(sub(zero(), away));  // of what is no number, nothing
+      store_first(weights + i, n, where_less(away, broadcast(__builtin_inff()), weight, zero()));
     }
   }
   // The sum of all weights; beyond `highest` they become 0.
@@ -179,7 +180,8 @@ int draw(const float* logits, int size, const float* knobs, float* scratch) {
   const bool has_rank = top_k > 0 && top_k < size, has_share = top_p < 1;
   float* runs = scratch + static_cast<size_t>(3) * size;
   const float most = find_peaks(logits, size, runs);
-  if (!(temperature > 0)) return first_of(logits, size, runs, most);
+  const int top = first_of(logits, size, runs, most);
+  if (!(temperature > 0)) return top;
   const float heat = temperature > 1e-6f ? temperature : 1e-6f;
   const float furthest = min_p > 0 ? -__builtin_logf(min_p) : __builtin_inff();
 
@@ -187,10 +189,10 @@ int draw(const float* logits, int size, const float* knobs, float* scratch) {
   Candidates some{scratch, scratch + size, runs, tokens, size, true};
   float least = has_rank ? reached_by(static_cast<int>(top_k), runs, num_runs, scratch) : -__builtin_inff();
   if (min_p > 0 && !has_share) {  // else the light ones count as well
-    const float room = 1e-5f * (furthest * heat + (most < 0 ? -most : most));
-    const float lowest = most - furthest * heat - room;
+    const float lowest = most - furthest * heat;
     least = lowest > least ? lowest : least;
   }
+  least -= 1e-5f * (most - least + (most < 0 ? -most : most));  // as distances are rounded, and decide
   if (least > -__builtin_inff()) some.gather(logits, size, runs, least);
   some.weigh(some.is_all ? logits : some.distances, most, heat);
 
@@ -199,6 +201,7 @@ int draw(const float* logits, int size, const float* knobs, float* scratch) {
     const double total = some.sum_up_to(highest);
     // Those lighter than this weigh less together than what top_p leaves out, so no one of them stays.
     some.keep_heavy(static_cast<float>((1 - static_cast<double>(top_p)) * total / some.size * 0.999));
+    if (some.size == 0) return top;  // no numbers that mean anything
     highest = cut_at(some.distances, some.weights, some.size, static_cast<double>(top_p) * total);
   }
   const double total = some.sum_up_to(furthest < highest ? furthest : highest);
