@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checks.table import MESSAGES, SECONDS, Target, feature
+from benchmarks.checks.table import MESSAGES, SECONDS, Target, feature, refusal
 from engine.engine import Engine
 from engine.kernels.choose import choose
 from loaders.checkpoint import load_model
@@ -38,11 +38,8 @@ def _(target: Target) -> None:
     whole = litellm.completion(**words)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in litellm.completion(**words, stream=True))
     assert text == whole.choices[0].message.content
-    try:
-        litellm.completion(**{**words, "temperature": -1})
-    except litellm.BadRequestError:
-        return
-    raise AssertionError("a bad value was no BadRequestError")
+    bad = {**words, "temperature": -1}
+    refusal(litellm.BadRequestError, lambda: litellm.completion(**bad), "a bad value was no BadRequestError")
 
 
 @feature("llm (the command)", "prompt, streamed and not")

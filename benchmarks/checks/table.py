@@ -42,3 +42,12 @@ def feature(client: str, what: str) -> Callable[[Check], Check]:
 def status_of(target: Target, path: str, content: Any = None, **more: Any) -> httpx.Response:
     method = "GET" if content is None else "POST"
     return httpx.request(method, f"{target.url}{path}", json=content, timeout=SECONDS, trust_env=False, **more)
+
+
+def refusal(kind: type[Exception], ask: Callable[[], Any], otherwise: str = "it was answered") -> Any:
+    """The refusal of this kind that asking brings."""
+    try:
+        ask()
+    except kind as refused:
+        return refused
+    raise AssertionError(otherwise)

@@ -181,7 +181,8 @@ INLINE void multiply_block(
     for (int tile = first_tile; tile < last_tile; ++tile, ++step) {
       const int width = tiles.width_of(tile), i = tile - first_tile, n = last_tile - first_tile;
       if (linear.lora != nullptr) bring_near(*linear.lora, block, step, steps);
-      if (linear.ahead != nullptr) bring_near(*linear.ahead, linear.first_block + block, step, steps);
+      if (linear.ahead != nullptr && last_tile == tiles.count)  // earlier crowds' successors would drive it out again
+        bring_near(*linear.ahead, linear.first_block + block, step, steps);
       for (size_t at = bytes * i / n / LINE * LINE; at < bytes * (i + 1) / n; at += LINE)
         prefetch_far(following + at);
       (tile + 1 == tiles.count ? run_last : run)(
