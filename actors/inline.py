@@ -184,9 +184,6 @@ class Inline:
             cell.die(KILLED)
         self._check()
 
-    def stand_by(self) -> None:
-        """A process begins at once here."""
-
     def schedule(self, seconds: float, fire: Callable[[], None]) -> Cancel:
         return self._timers.add(self._clock + seconds, fire)
 

@@ -136,11 +136,6 @@ def exit(server: Server, reason: Reason) -> None:
         here().post(pid, ExitSignal(loop.pid if loop else None, reason))
 
 
-def stand_by() -> None:
-    """Have a place ready for the next process to begin in."""
-    here().stand_by()
-
-
 def join(pid: Pid, timeout: float | None = None) -> Reason | None:
     """Wait for the end of a process: its reason, or None if it still lives after `timeout`. Needs no mailbox."""
     return here().join(pid, timeout)

@@ -1,15 +1,18 @@
-"""Own Ray: how the one is that a system starts for itself: without what nobody reads, and with a place ready for the
-next process. Of two cores, what Ray did for nobody took a sixteenth. On somebody's cluster nothing of this applies.
+"""Own Ray: how the one is that a system starts for itself: without what nobody reads, and with a nursery for its
+processes. Of two cores, what Ray did for nobody took a sixteenth. On somebody's cluster nothing of this applies.
 """
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-PRESTART = "RAY_enable_worker_prestart"
+from actors.newborn import NURSERY, WORKER
+
+HERE = Path(__file__).resolve().parent
 SETTINGS = {
     # records of every task, and measurements of every process, for a dashboard that is not there
     "RAY_task_events_report_interval_ms": "0",
@@ -20,36 +23,69 @@ SETTINGS = {
     # what is free on this machine, for placing work that takes nothing
     "RAY_raylet_report_resources_period_milliseconds": "1000",
     "RAY_gcs_pull_resource_loads_period_milliseconds": "1000",
-    # a place for the next process is made, and waits for as long as nobody dies
-    PRESTART: "1",
-    "RAY_idle_worker_killing_time_threshold_ms": str(7 * 86_400_000),
+    # a worker for each core, before anybody wants one
+    "RAY_prestart_worker_first_driver": "0",
 }
+NO_JOB = "ffffffff"  # a worker that belongs to no job yet takes the first that comes
 
 
 @contextmanager
-def lean(node: type[Any]) -> Iterator[None]:
-    """For a Ray that is started within; `node` is Ray's class that starts what belongs to one."""
+def lean(node: type[Any], services: Any) -> Iterator[None]:
+    """For a Ray that is started within; `node` is Ray's class that starts what belongs to one, with `services`."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    with patch.multiple(
-        node,
-        start_log_monitor=_without_log_monitor,
-        start_monitor=_without_monitor,
-        start_api_server=_without_api_server,
+    command = "_build_python_executable_command_memory_profileable"
+    with (
+        replaced(node, "start_log_monitor", _without_log_monitor),
+        replaced(node, "start_monitor", _without_monitor),
+        replaced(node, "start_api_server", _without_api_server),
+        replaced(services, command, partial(_with_silent_agent, getattr(services, command))),
+        replaced(node, "start_raylet", _with_nursery(node.start_raylet, services.start_ray_process)),
     ):
         yield
 
 
-def makes_places() -> bool:
-    """Whether the Ray that this process belongs to makes a place for the next one where a task waits."""
-    return os.environ.get(PRESTART) == "1"
+@contextmanager
+def replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def let_workers_import_us() -> None:
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(HERE.parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
+
+
+def _with_nursery(start_raylet: Callable[..., None], start: Callable[..., Any]) -> Callable[..., None]:
+    """Beside the node's raylet, whose end is that of a nursery too. Elsewhere than on Linux a fork is not safe."""
+
+    def start_both(node: Any, *args: Any, **options: Any) -> None:
+        directory = Path(node.get_session_dir_path()) / "genserve"
+        directory.mkdir(mode=0o700, exist_ok=True)  # who may speak to the nursery may run anything in our name
+        here = {NURSERY: str(directory / "nursery"), WORKER: node._ray_params.worker_path}
+        node._ray_params.worker_path = str(HERE / "newborn.py")
+        node._ray_params.env_vars = {**(node._ray_params.env_vars or {}), **here}
+        start_raylet(node, *args, **options)
+        (raylet,) = node.all_processes["raylet"]
+        # Ray's library reads both of these once, while it is imported.
+        ours = {**here, "RAY_JOB_ID": NO_JOB, "RAY_RAYLET_PID": str(raylet.process.pid)}
+        command = [sys.executable, "-m", "actors.nursery", here[NURSERY]]
+        nursery = start(command, "nursery", fate_share=node.kernel_fate_share, env_updates=ours)
+        node.all_processes["nursery"] = [nursery]
+
+    return start_both if sys.platform == "linux" else start_raylet
+
+
+def _with_silent_agent(command: Callable[[str, str], list[str]], component: str, session: str) -> list[str]:
+    """The rest of the command, Ray's own program first, is then said to ours."""
+    silent = [str(HERE / "silent_agent.py")] if component == "dashboard_agent" else []
+    return [*command(component, session), *silent]
 
 
 def _without_log_monitor(node: Any) -> None:

@@ -31,7 +31,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray import _raylet, cloudpickle
-from ray._private import node, ray_constants, state, worker
+from ray._private import node, ray_constants, services, state, worker
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.experimental import internal_kv
 from ray.util import list_named_actors
@@ -44,7 +44,7 @@ from actors.exits import KILLED, NOPROC, Died, NoProc, NotCarried, Reason, Start
 from actors.host import Host, Packed
 from actors.loop import Loop
 from actors.node import enter, leave
-from actors.own_ray import lean, let_workers_import_us, makes_places
+from actors.own_ray import lean, let_workers_import_us
 from actors.peer import Peer
 from actors.pid import From, Pid
 from actors.shared_table import SharedTable
@@ -77,7 +77,7 @@ def connect(address: str | None = None, *, include_dashboard: bool = False, **op
         settings = {"include_dashboard": include_dashboard, **settings}
     elif address.startswith(LOOPBACK):
         _stay_on_loopback()
-    with lean(node.Node) if address is None and not include_dashboard else nullcontext():
+    with lean(node.Node, services) if address is None and not include_dashboard else nullcontext():
         ray.init(address, **settings)
     worker.print_to_stdstream = _keep_quiet
     _outside.is_connected_by_us = True
@@ -240,13 +240,6 @@ class RayNode:
         assert self._host is not None
         return self._host.schedule(seconds, fire)
 
-    def stand_by(self) -> None:
-        """Ray starts a worker ahead when a task waits behind another; one that ran a task is of no use to an actor."""
-        self._check()
-        if makes_places():
-            for _ in range(2):
-                _nothing.remote()
-
     @property
     def _me(self) -> Pid | None:
         return self._host.pid if self._host else None
@@ -328,7 +321,6 @@ _outside = RayNode()
 
 _FAILURES = (TimeoutError, RayActorError, Unplugged)
 _Actor: Any = ray.remote(Host)
-_nothing: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda: None)
 _OPTIONS = {
     "max_restarts": 0,
     "max_task_retries": 0,

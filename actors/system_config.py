@@ -27,7 +27,6 @@ class SystemConfig:
     max_restarts: int = 3
     max_seconds: float = 5.0
     watch_seconds: float = 0.2  # between two looks of the watchdog
-    has_place: bool = True  # one kept ready for the next model server, where Ray is ours
     is_public: bool = True  # for programs that know only Ray, which takes two processes
     resources: Resources = NO_RESOURCES  # of each model server
     doors: tuple[ChildSpec, ...] = ()  # more children, after the request servers: the HTTP server

@@ -4,8 +4,6 @@ A step that never returns, a deadlock and a stopped process look alive to everyt
 What ends them is a signal to the process: a stopped one would not take a message. It is asked for its threads' stacks
 first, in a file beside its progress, and killed at the next look. Whatever it says if it wakes up bears an old epoch.
 Time in which it got no core does not count.
-
-Once a new one is ready it has a place made where the next one can begin at once.
 """
 
 import logging
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from actors.envelope import Down
 from actors.genserver import GenServer, NoReply, Reply
-from actors.node import call, send_after, stand_by
+from actors.node import call, send_after
 from actors.pid import From, Pid, Server
 from actors.progress import Glance, glance, has_writer
 from actors.root_watch import RootWatch
@@ -53,13 +51,11 @@ class Watchdog(GenServer):
     def init(self, config: SystemConfig, is_in_tree: bool = True) -> None:
         self.directory = Path(config.directory) / "progress"
         self.seconds = config.watch_seconds
-        self.has_place = config.has_place
         self.root = RootWatch(config, is_in_tree)
         self.num_looks = 0
         self.kills: list[tuple[str, float]] = []
         self.suspects: set[str] = set()  # asked for their stacks at the last look
         self.silences: dict[str, Silence] = {}  # as of the last look
-        self.ready = set[str]()  # likewise
         send_after(self.seconds, _Look())
 
     def handle_call(self, message: object, from_: From) -> Reply:
@@ -80,12 +76,11 @@ class Watchdog(GenServer):
 
     def look(self, now: float) -> None:
         self.num_looks += 1
-        suspects, silences, ready = set[str](), dict[str, Silence](), set[str]()
+        suspects, silences = set[str](), dict[str, Silence]()
         for path in sorted(self.directory.glob("*")) if self.directory.is_dir() else ():
             seen = glance(path)
             if seen is None or path.suffix == ".stacks":
                 continue
-            ready |= {path.name} if seen.is_ready else set()
             silence = silences[path.name] = self.silence_of(path.name, seen)
             if not seen.is_stuck(now - silence.starved_seconds) or not has_writer(path):
                 continue
@@ -95,9 +90,7 @@ class Watchdog(GenServer):
                 suspects.add(path.name)
                 with suppress(ProcessLookupError):
                     os.kill(seen.process_id, signal.SIGUSR1)
-        if self.has_place and ready - self.ready:
-            stand_by()
-        self.suspects, self.silences, self.ready = suspects, silences, ready
+        self.suspects, self.silences = suspects, silences
 
     def silence_of(self, name: str, seen: Glance) -> Silence:
         """The one of the last look, if it still lasts."""

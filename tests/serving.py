@@ -43,7 +43,7 @@ def tiny_choice(directory: Path, **changes: Any) -> ModelChoice:
 def tiny_system(directory: Path, **changes: Any) -> SystemConfig:
     """Without the processes that a test can do without."""
     made = {"choice": tiny_choice(directory), "directory": str(directory / "state")}
-    return SystemConfig(**{**made, "has_place": False, "is_public": False, **changes})
+    return SystemConfig(**{**made, "is_public": False, **changes})
 
 
 def make_engine(choice: ModelChoice) -> Engine:

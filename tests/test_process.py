@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from sys import platform as sys_platform
 from typing import Any
 
 import pytest
 
 from actors import sys
 from actors.exits import AlreadyStarted, Died, NoProc, StartFailed, Timeout
-from actors.node import call, call_async, cast, exit, is_alive, join, living, spawn, stand_by, whereis
+from actors.node import call, call_async, cast, exit, is_alive, join, living, spawn, whereis
 from actors.peer import Peer
 from actors.pid import Pid
 from actors.supervision import ChildSpec, Policy
@@ -64,6 +65,10 @@ def wait_for(pid: Pid, number: int) -> list[Any]:
 
 def sigkill(pid: Pid) -> None:
     os.kill(call(pid, "os_pid"), signal.SIGKILL)
+
+
+def parent_of(os_pid: int) -> int:
+    return int(Path(f"/proc/{os_pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def wait_for_end_of(os_pid: int) -> None:
@@ -387,15 +392,9 @@ def wait_for_life(name: str, epoch: int) -> Pid:
     raise AssertionError(f"{name} did not come back")
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_next_process_begins_where_one_stands_by() -> None:
-    """What stood by was there before anybody wanted to start a process."""
-    deadline, stood_by = time.monotonic() + 40, False
-    while not stood_by and time.monotonic() < deadline:
-        stand_by()
-        time.sleep(3)
-        before = os.listdir("/proc")
-        pid = spawn(Echo)
-        stood_by = str(call(pid, "os_pid")) in before
-        sys.stop(pid)
-    assert stood_by
+@pytest.mark.skipif(sys_platform != "linux", reason="elsewhere a fork is not safe")
+def test_processes_are_forked_by_a_nursery_that_only_we_may_ask(echo: Pid, witness: Pid) -> None:
+    (nursery,) = {parent_of(call(pid, "os_pid")) for pid in (echo, witness)}
+    command = Path(f"/proc/{nursery}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    assert command[1:3] == [b"-m", b"actors.nursery"]
+    assert Path(command[3].decode()).parent.stat().st_mode & 0o777 == 0o700

@@ -72,8 +72,8 @@ def test_a_starved_step_is_let_live_and_a_stuck_one_is_ended(
     began = time.monotonic()
     with Inline():
         dog = watchdog.Watchdog()
-        dog.directory, dog.num_looks, dog.has_place = tmp_path / "progress", 0, False
-        dog.kills, dog.suspects, dog.silences, dog.ready = [], set(), {}, set()
+        dog.directory, dog.num_looks = tmp_path / "progress", 0
+        dog.kills, dog.suspects, dog.silences = [], set(), {}
         for look in range(20):
             now = began + look * 0.2
             monkeypatch.setattr(watchdog, "waits_of", lambda _, at=now: {"1": at * is_starved})

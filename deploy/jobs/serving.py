@@ -126,7 +126,7 @@ def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> System
     if whereis(ROOT) is None:
         directory = tempfile.mkdtemp(prefix="genserve-batch-")
         doors = (owner_spec(batch),)
-        return SystemConfig(choice, directory, limits=limits, has_place=False, is_public=False, doors=doors)
+        return SystemConfig(choice, directory, limits=limits, is_public=False, doors=doors)
     if owner_of_system() != batch:
         raise Unavailable("a system runs here already: use it with --connect, or end it with `genserve stop`")
     return running_config()

@@ -1,0 +1,115 @@
+"""What Ray starts for a worker: a fork of the nursery that goes on as the worker, or the worker itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.newborn import NO_RUNTIME_ENV, NURSERY, WORKER
+from tests.ray_cluster import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
+NEWBORN = str(ROOT / "actors" / "newborn.py")
+TELL = """
+import json, os, signal, sys
+def told():
+    is_default = signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    return [os.getppid(), sys.argv[1:], os.getcwd(), os.environ["SAID"], "ray" in sys.modules, is_default]
+print(json.dumps(told()), flush=True)
+sys.exit(7)
+"""
+Told = tuple[int, list[str], str, str, bool, bool]
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Path:
+    """A program in the place of Ray's own, which tells how it was begun."""
+    path = tmp_path / "worker.py"
+    path.write_text(TELL)
+    return path
+
+
+@pytest.fixture
+def nursery(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    socket = tmp_path / "nursery"
+    with subprocess.Popen([sys.executable, "-m", "actors.nursery", str(socket)], cwd=ROOT) as started:
+        while not socket.exists():
+            assert started.poll() is None
+            time.sleep(0.01)
+        yield started
+        started.kill()
+
+
+def begin(worker: Path, directory: Path, *words: str) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, NURSERY: str(worker.with_name("nursery")), WORKER: str(worker), "SAID": "täglich"}
+    command = [sys.executable, NEWBORN, *words]
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE)
+
+
+def told(begun: "subprocess.Popen[bytes]") -> Told:
+    assert begun.stdout is not None
+    with begun.stdout as output:
+        first: Told = tuple(json.loads(output.readline()))
+    begun.wait()
+    return first
+
+
+def test_a_fork_goes_on_as_the_program_that_asked(
+    nursery: "subprocess.Popen[bytes]", worker: Path, tmp_path: Path
+) -> None:
+    begun = begin(worker, tmp_path, "--this", NO_RUNTIME_ENV)
+    assert told(begun) == (nursery.pid, ["--this", NO_RUNTIME_ENV], str(tmp_path), "täglich", True, True)
+    assert begun.returncode == 0, "who asked is through"
+
+
+def test_forks_that_ended_are_gone_and_the_next_is_born(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
+    begun = [begin(worker, worker.parent, NO_RUNTIME_ENV) for _ in range(5)]
+    assert [told(one)[0] for one in begun] == [nursery.pid] * 5
+    until = time.monotonic() + 10
+    while children := Path(f"/proc/{nursery.pid}/task/{nursery.pid}/children").read_text():
+        assert time.monotonic() < until, f"they are still there: {children}"
+
+
+def test_who_hangs_up_in_the_middle_disturbs_nobody(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
+    import socket
+
+    for said in (b"", b"\0\0", b"\0\0\1\0{", b"\0\0\0\1}", b"\0\0\0\2{}"):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(worker.with_name("nursery")))
+            caller.sendall(said)
+    assert told(begin(worker, worker.parent, NO_RUNTIME_ENV))[0] == nursery.pid
+
+
+@pytest.mark.parametrize("words", [("--runtime-env-hash=12",), ()])
+def test_a_worker_in_an_environment_of_its_own_is_no_fork(
+    nursery: "subprocess.Popen[bytes]", worker: Path, words: tuple[str, ...]
+) -> None:
+    begun = begin(worker, worker.parent, *words)
+    assert told(begun) == (os.getpid(), list(words), str(worker.parent), "täglich", False, True)
+    assert begun.returncode == 7, "it is the worker"
+
+
+def test_without_a_nursery_a_worker_begins_as_rays_own(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
+    nursery.send_signal(signal.SIGKILL)
+    nursery.wait()
+    assert told(begin(worker, worker.parent, NO_RUNTIME_ENV))[0] == os.getpid()
+    worker.with_name("nursery").unlink()
+    assert told(begin(worker, worker.parent, NO_RUNTIME_ENV))[0] == os.getpid()
+
+
+def test_a_nursery_in_which_something_started_a_thread_makes_none(worker: Path, tmp_path: Path) -> None:
+    (tmp_path / "starlette").mkdir()
+    (tmp_path / "starlette" / "__init__.py").write_text("")
+    threads = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+    (tmp_path / "starlette" / "datastructures.py").write_text(threads)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-m", "actors.nursery", str(tmp_path / "nursery")]
+    ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, timeout=30)
+    assert ended.returncode == 0
+    assert told(begin(worker, tmp_path, NO_RUNTIME_ENV))[0] == os.getpid()
