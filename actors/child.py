@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from actors.exits import KILL, SHUTDOWN, AlreadyStarted, Ignored, Reason
-from actors.node import demonitor, exit, join, living, monitor, spawn_monitor
+from actors.node import begin_monitor, demonitor, exit, finish_monitor, join, living, monitor
 from actors.pid import Pid, Ref
 from actors.supervision import ChildSpec, ChildType
 
@@ -34,6 +34,7 @@ class Child:
     prefix: str = ""
     pid: Pid | None = None
     monitor: Ref | None = None
+    is_beginning: bool = False  # its `init` may be under way
     is_restarting: bool = False
     num_starts: int = 0
     last_reason: Reason | None = None
@@ -53,23 +54,35 @@ class Child:
         return ChildInfo(self.spec.id, self.pid, state, self.spec.type, num_restarts, self.last_reason)
 
     def start(self) -> Child:
-        """Started; or down, if it was not needed. Raises StartFailed.
+        """Started; or down, if it was not needed. Raises StartFailed."""
+        return self.begin().finish()
+
+    def begin(self) -> Child:
+        """The first half, which does not wait for its `init`.
 
         Who already lives under the name was started by an earlier life of this supervisor, and is taken over as it is.
         """
         server, *args = self.spec.start
         try:
-            pid, ref = spawn_monitor(
+            pid, ref = begin_monitor(
                 server, *args, name=self.name, prefix=self.prefix, resources=self.spec.resources, timeout=None
             )
         except AlreadyStarted as taken:
             log.info("%s is alive and taken over", taken.pid)
-            pid, ref = taken.pid, monitor(taken.pid)
-        except Ignored:
-            return self.down()
-        started = replace(self, pid=pid, monitor=ref, is_restarting=False, num_starts=self.num_starts + 1)
+            return replace(self, pid=taken.pid, monitor=monitor(taken.pid))
+        return replace(self, pid=pid, monitor=ref, is_beginning=True)
+
+    def finish(self) -> Child:
+        """The other half of `start`."""
+        if self.is_beginning:
+            assert self.pid is not None and self.monitor is not None
+            try:
+                finish_monitor(self.pid, self.monitor, timeout=None)
+            except Ignored:
+                return self.down()
+        started = replace(self, is_beginning=False, is_restarting=False, num_starts=self.num_starts + 1)
         if self.spec.restart == "temporary":  # never started again: what it was started with need not be kept
-            return replace(started, spec=replace(self.spec, start=(server,)))
+            return replace(started, spec=replace(self.spec, start=self.spec.start[:1]))
         return started
 
     def stop(self) -> Child:
@@ -81,7 +94,8 @@ class Child:
         return self.down(SHUTDOWN if self.is_running else self.last_reason)
 
     def down(self, reason: Reason | None = None) -> Child:
-        return replace(self, pid=None, monitor=None, is_restarting=False, last_reason=reason or self.last_reason)
+        idle = replace(self, pid=None, monitor=None, is_beginning=False, is_restarting=False)
+        return replace(idle, last_reason=reason or self.last_reason)
 
     def failing(self, reason: Reason) -> Child:
         """Down, but to be tried again."""

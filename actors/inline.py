@@ -65,6 +65,7 @@ class Inline:
         self.reasons: dict[Pid, Reason] = {}  # of those that ended
         self._clock = start
         self._cells: dict[Pid, Cell] = {}
+        self._failed: dict[Pid, StartFailed] = {}  # in their `init`, which whoever began them asks for
         self._epochs: dict[str, int] = {}
         self._timers = Timers()
         self._answers: dict[Ref, list[object]] = {}  # of the calls that wait
@@ -94,7 +95,8 @@ class Inline:
     def now(self) -> float:
         return self._clock
 
-    def create(self, birth: Birth, notify: Notify | None, timeout: float | None) -> Pid:
+    def begin(self, birth: Birth, notify: Notify | None, timeout: float | None) -> Pid:
+        """Its `init` is over when this returns."""
         name = birth.name or f"{birth.prefix}{label_of(birth.server)}-{next(self._numbers)}"
         living = self.find(name)
         if living is not None:
@@ -107,15 +109,22 @@ class Inline:
         give_up()
         if failed is not None:
             cell.die(failed.reason)
-            raise failed
-        if cell.reason is not None:
-            raise StartFailed(cell.reason)
+        elif cell.reason is not None:
+            failed = StartFailed(cell.reason)
+        if failed is not None:
+            self._failed[pid] = failed
+            return pid
         if notify is not None:
             self.watch(pid, notify)
         # Its handle_continue comes before its messages, and after its parent goes on.
         cell.mailbox.appendleft((GoOn(), None))
         self.ready.append(cell)
         return pid
+
+    def finish(self, pid: Pid, timeout: float | None) -> None:
+        failed = self._failed.pop(pid, None)
+        if failed is not None:
+            raise failed
 
     def find(self, name: str) -> Pid | None:
         pid = Pid(name, self._epochs.get(name, 0))

@@ -57,7 +57,9 @@ def spawn(
 
     A name is for one living process at a time; one without gets a name of its own, which begins with `prefix`.
     """
-    return here().create(_birth(server, args, name, prefix, resources), None, timeout)
+    pid = here().begin(_birth(server, args, name, prefix, resources), None, timeout)
+    here().finish(pid, timeout)
+    return pid
 
 
 def spawn_link(server: Which, *args: object, name: str | None = None, resources: Resources = NO_RESOURCES) -> Pid:
@@ -76,12 +78,35 @@ def spawn_monitor(
     timeout: float | None = START_SECONDS,
 ) -> tuple[Pid, Ref]:
     """Like `spawn`, with a monitor from the first moment on, so that even an early end tells its reason."""
+    pid, ref = begin_monitor(server, *args, name=name, prefix=prefix, resources=resources, timeout=timeout)
+    finish_monitor(pid, ref, timeout)
+    return pid, ref
+
+
+def begin_monitor(
+    server: Which,
+    *args: object,
+    name: str | None = None,
+    prefix: str = "",
+    resources: Resources = NO_RESOURCES,
+    timeout: float | None = START_SECONDS,
+) -> tuple[Pid, Ref]:
+    """The first half of `spawn_monitor`: the process is there, its `init` may be under way. Raises AlreadyStarted."""
     loop = _loop()
     ref, notify = loop.open_monitor()
     try:
-        return here().create(_birth(server, args, name, prefix, resources), notify, timeout), ref
+        return here().begin(_birth(server, args, name, prefix, resources), notify, timeout), ref
     except Exception:
         loop.close_monitor(ref)
+        raise
+
+
+def finish_monitor(pid: Pid, ref: Ref, timeout: float | None = START_SECONDS) -> None:
+    """The other half: waits for `init`, and raises what `spawn` raises."""
+    try:
+        here().finish(pid, timeout)
+    except Exception:
+        _loop().close_monitor(ref)
         raise
 
 

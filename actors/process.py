@@ -100,6 +100,7 @@ class RayNode:
         self._host = host
         self._sender = uuid.uuid4().hex
         self._peers: dict[Pid, Peer] = {}
+        self._beginning: dict[Pid, Any] = {}  # what their `init` comes to
         self._table = SharedTable(internal_kv, NAMESPACE)
         self._switchboard: Switchboard | None = None
         self._plugging = threading.Lock()
@@ -128,7 +129,7 @@ class RayNode:
     def now(self) -> float:
         return time.monotonic()
 
-    def create(self, birth: Birth, notify: Notify | None, timeout: float | None) -> Pid:
+    def begin(self, birth: Birth, notify: Notify | None, timeout: float | None) -> Pid:
         self._check()
         pid = self._pid_for(birth)
         resources = {"num_cpus": birth.resources.cpus, "num_gpus": birth.resources.gpus}
@@ -137,12 +138,15 @@ class RayNode:
         peer = self._peers[pid] = self._peer_at(pid, actor)
         if birth.name is not None:
             names.born(pid, self._table)
+        self._beginning[pid] = actor.started.remote()
         if notify is not None:
             self._listen(pid, peer, notify)
-        failed = self._wait_for_start(pid, peer, timeout)
+        return pid
+
+    def finish(self, pid: Pid, timeout: float | None) -> None:
+        failed = self._wait_for_start(pid, timeout)
         if failed is not None:
             raise failed
-        return pid
 
     def find(self, name: str) -> Pid | None:
         pid = names.latest(name, self._table)
@@ -253,9 +257,9 @@ class RayNode:
             return names.claim(birth.name, self._table, self.is_alive)
         return Pid(f"{birth.prefix}{label_of(birth.server)}-{uuid.uuid4().hex[:12]}", 1)
 
-    def _wait_for_start(self, pid: Pid, peer: Peer, timeout: float | None) -> StartFailed | None:
+    def _wait_for_start(self, pid: Pid, timeout: float | None) -> StartFailed | None:
         try:
-            failed: StartFailed | None = ray.get(peer.actor.started.remote(), timeout=timeout)
+            failed: StartFailed | None = ray.get(self._beginning.pop(pid), timeout=timeout)
             return failed
         except GetTimeoutError:
             self.kill(pid)

@@ -211,15 +211,21 @@ class Supervisor(GenServer):
         return NoReply()
 
     def _start_all(self, ids: Sequence[str]) -> tuple[str, Reason] | None:
-        """Up to the first that does not start: its id and the reason."""
+        """One after the other, up to the first that does not start: its id and the reason."""
         for id in ids:
-            child = self.children.present(id)
-            try:
-                self._put_started(child.start())
-            except StartFailed as failed:
-                log.error("%s cannot start %s: %s", me(), id, failed.reason)
-                self.children.put(child.failing(failed.reason))
-                return id, failed.reason
+            failed = self._finish(self.children.present(id).begin())
+            if failed is not None:
+                return failed
+        return None
+
+    def _finish(self, child: Child) -> tuple[str, Reason] | None:
+        """Its id and the reason, where it does not start."""
+        try:
+            self._put_started(child.finish())
+        except StartFailed as failed:
+            log.error("%s cannot start %s: %s", me(), child.spec.id, failed.reason)
+            self.children.put(child.failing(failed.reason))
+            return child.spec.id, failed.reason
         return None
 
     def _add(self, spec: ChildSpec) -> Pid | None:

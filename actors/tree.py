@@ -34,7 +34,8 @@ ANSWER_SECONDS = 2.0  # of a supervisor that is asked for its children
 
 
 class SteadySupervisor(Supervisor):
-    """One that comes back among living children, and does not end them because another one fails just then.
+    """One that starts its children side by side, as they find each other by name, and that comes back among living
+    children, and does not end them because another one fails just then.
 
     A supervisor whose first start fails ends what it has started, which is right where nothing was there before.
     Here it may have taken over a loaded model and running requests; the failing child is tried again instead, and
@@ -59,6 +60,11 @@ class SteadySupervisor(Supervisor):
     def terminate(self, reason: Reason) -> None:
         if not self.is_starting:
             super().terminate(reason)
+
+    def _start_all(self, ids: Sequence[str]) -> tuple[str, Reason] | None:
+        """All that can be started; of those that cannot, the first."""
+        begun = [self.children.present(id).begin() for id in ids]
+        return next(filter(None, [self._finish(child) for child in begun]), None)
 
 
 class ModelSupervisor(SteadySupervisor):

@@ -28,6 +28,7 @@ CPU_SECONDS = 2.0
 MEMORY_BYTES = 1 << 30
 MAX_CHARACTERS = 1 << 24
 MAX_ANSWER_BYTES = 1 << 28
+TIMER = -signal.SIGPROF  # what a process ends with that computed for too long
 PARTING_SECONDS = 1.0  # for a process to end that has nothing to wait for
 
 
@@ -50,8 +51,9 @@ class ChatTemplates:
         """The text, or a refusal that says what the template, or its limits, have against it."""
         request = {"template": name, "variables": variables, "max_characters": max_characters}
         with self._lock:
-            process = self._running()
-            answer = ask(process, request)
+            process, answer = self._ask(request)
+            if answer is None and process.returncode != TIMER:  # killed from outside, or so it may be
+                process, answer = self._ask(request)
         if answer is None:
             raise BadRequest(f"the chat template was stopped: {self._reason(process)}", "messages")
         if "refused" in answer:
@@ -64,6 +66,10 @@ class ChatTemplates:
             if self._process is not None:
                 end(self._process)
                 self._process = None
+
+    def _ask(self, request: Mapping[str, Any]) -> "tuple[subprocess.Popen[bytes], dict[str, str] | None]":
+        process = self._running()
+        return process, ask(process, request)
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None or self._process.poll() is not None:
@@ -82,7 +88,7 @@ class ChatTemplates:
         return self._process
 
     def _reason(self, process: "subprocess.Popen[bytes]") -> str:
-        if process.returncode == -signal.SIGPROF:
+        if process.returncode == TIMER:
             return f"it ran for more than {self.cpu_seconds:g} seconds"
         return f"its process ended with {process.returncode}"
 

@@ -116,7 +116,8 @@ def give(answer: Mapping[str, str]) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other side, which then closes the pipe
+    for end in (signal.SIGINT, signal.SIGTERM):  # these are for the other side, which then closes the pipe
+        signal.signal(end, signal.SIG_IGN)
     settings = take()
     with contextlib.suppress(ValueError, OSError):  # macOS sets no such limit
         resource.setrlimit(resource.RLIMIT_AS, (settings["memory_bytes"], settings["memory_bytes"]))
