@@ -88,7 +88,7 @@ def forgiving(window: RestartWindow) -> RestartWindow:
 
 
 def root_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
-    """The children of the root, in the order in which they start."""
+    """The children of the root: begun in this order, ended in the reverse one."""
     policy = Policy("one_for_one", config.max_restarts, config.max_seconds)
     models = ("actors.tree:ModelSupervisor", policy, model_children(config))
     requests = ("actors.tree:SteadySupervisor", policy, request_children(config))
