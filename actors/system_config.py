@@ -27,7 +27,7 @@ class SystemConfig:
     max_restarts: int = 3
     max_seconds: float = 5.0
     watch_seconds: float = 0.2  # between two looks of the watchdog
-    is_public: bool = True  # for programs that know only Ray, which takes two processes
+    is_public: bool = True  # for other programs: a registry, and a handle for those that know only Ray
     resources: Resources = NO_RESOURCES  # of each model server
     doors: tuple[ChildSpec, ...] = ()  # more children, after the request servers: the HTTP server
 

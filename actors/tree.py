@@ -1,11 +1,11 @@
 """Tree: who starts whom, as data. The root is found or started by whoever needs it; the first one wins.
 
     root supervisor          one_for_one
-    +- registry              keys -> pids
+    +- registry              keys -> pids, for other programs, where they are to have a part in this
     +- models                one model server a replica, and spares
     +- requests              one request server a partition
     +- doors                 the HTTP server, where there is one
-    +- handle                the public actor for programs that know only Ray, if it is to be there
+    +- handle                the public actor for programs that know only Ray, where there is a registry
     +- watchdog              sees progress stop
 
 The children find each other by name, and again after a death, so none has to be started anew because another was.
@@ -92,9 +92,10 @@ def root_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
     policy = Policy("one_for_one", config.max_restarts, config.max_seconds)
     models = ("actors.tree:ModelSupervisor", policy, model_children(config))
     requests = ("actors.tree:SteadySupervisor", policy, request_children(config))
+    registries = (ChildSpec("registry", ("actors.registry:Registry",)),) if config.is_public else ()
     handles = (ChildSpec("handle", ("actors.handle:HandleKeeper", config)),) if config.is_public else ()
     return (
-        ChildSpec("registry", ("actors.registry:Registry",)),
+        *registries,
         ChildSpec("models", models, type="supervisor"),
         ChildSpec("requests", requests, type="supervisor"),
         *config.doors,

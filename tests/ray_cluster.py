@@ -53,10 +53,10 @@ class Cluster:
         command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
-    def submit(self, *entrypoint: str, submission_id: str, is_waiting: bool = True) -> subprocess.CompletedProcess[str]:
-        """`ray job submit --working-dir . -- ...`, which comes back when the job has ended, or at once."""
+    def submit(self, *entrypoint: str, submission_id: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- ...`, which comes back at once."""
         place = ("--address", self.dashboard, "--working-dir", ".", "--submission-id", submission_id)
-        return self.ray("job", "submit", *place, *(() if is_waiting else ("--no-wait",)), "--", *entrypoint)
+        return self.ray("job", "submit", *place, "--no-wait", "--", *entrypoint)
 
     def start(self, entrypoint: str, submission_id: str) -> None:
         """A job in the directory that an earlier `submit` has sent, without the seconds that Ray's command takes."""

@@ -128,18 +128,17 @@ def test_a_stopped_job_ends_cleanly_and_a_second_submission_goes_on(jobs: Cluste
     source, output = write_lines(tmp_path / "in.jsonl", prompts(NUM_LINES, 60)), tmp_path / "out.jsonl"
     command = (*MODULE, str(source), str(output), "--model", str(model))
     stopped, again_id = (f"{name}-{token_hex(4)}" for name in ("stopped", "again"))  # another try is another job
-    begun = jobs.submit(*command, submission_id=stopped, is_waiting=False)
+    begun = jobs.submit(*command, submission_id=stopped)
     assert begun.returncode == 0, begun.stderr
     wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 50)
     jobs.ask(f"/api/jobs/{stopped}/stop", "POST")  # `ray job stop`, without the time that a command takes to start
-    wait_for(lambda: jobs.ask(f"/api/jobs/{stopped}")["status"] != "RUNNING")
-    assert jobs.ask(f"/api/jobs/{stopped}")["status"] == "STOPPED"
+    assert end_of(jobs, stopped)["status"] == "STOPPED"
     assert "lines are done; the same command goes on" in jobs.logs(stopped)
     assert 50 < output.read_bytes().count(b"\n") < NUM_LINES
-    again = jobs.submit(*command, submission_id=again_id)
-    assert again.returncode == 0, again.stdout
-    assert "lines that are done" in again.stdout
-    assert f"{NUM_LINES} lines answered in {output}" in again.stdout
+    jobs.start(" ".join(command), submission_id=again_id)
+    assert end_of(jobs, again_id)["status"] == "SUCCEEDED", jobs.logs(again_id)
+    assert "lines that are done" in jobs.logs(again_id)
+    assert f"{NUM_LINES} lines answered in {output}" in jobs.logs(again_id)
     assert texts(output) == undisturbed(source, tmp_path / "undisturbed.jsonl", model)
 
 
@@ -147,11 +146,15 @@ def test_a_job_that_can_do_nothing_fails_with_the_reason_in_its_log(jobs: Cluste
     failed = f"nothing-{token_hex(4)}"
     nothing = f"python -m deploy.jobs.batch /nowhere/in.jsonl {tmp_path / 'other.jsonl'}"
     jobs.start(f'python -c "{KERNELS}" && {nothing}', submission_id=failed)
-    wait_for(lambda: jobs.ask(f"/api/jobs/{failed}")["status"] not in ("PENDING", "RUNNING"))
-    assert jobs.ask(f"/api/jobs/{failed}")["status"] == "FAILED"
-    assert jobs.ask(f"/api/jobs/{failed}")["driver_exit_code"] == 2
+    job = end_of(jobs, failed)
+    assert (job["status"], job["driver_exit_code"]) == ("FAILED", 2)
     assert "/nowhere/in.jsonl cannot be read: No such file or directory" in jobs.logs(failed)
     assert f"kernels: {missing_reason()}" in jobs.logs(failed), "a job is as quick as what is installed"
+
+
+def end_of(jobs: Cluster, submission_id: str) -> dict[str, object]:
+    wait_for(lambda: jobs.ask(f"/api/jobs/{submission_id}")["status"] not in ("PENDING", "RUNNING"))
+    return jobs.ask(f"/api/jobs/{submission_id}")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.batch_chaos import tiny_model
-from tests.ray_cluster import ROOT, Cluster
+from tests.ray_cluster import ROOT
 
 EXAMPLES = {"inline", "two_adapters", "batch_file", "surviving_a_kill"}
 ELSEWHERE = {"plain_ray"}  # in test_batch_on_ray.py, beside a system that runs
@@ -19,13 +19,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def run(name: str, *words: str, on: Cluster | None = None) -> str:
-    """What an example prints; without a cluster it starts its own Ray where it needs one."""
-    place = os.environ if on is None else on.environment | {"RAY_ADDRESS": on.address}
+def run(name: str, *words: str) -> str:
+    """What an example prints. It starts a Ray of its own where it needs one."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / f"{name}.py"), *words],
-        env={**place, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=300,
@@ -53,13 +52,13 @@ def test_surviving_a_kill(model: Path) -> None:
 
 
 @pytest.mark.ray
-def test_two_adapters_in_one_batch(model: Path, cluster: Cluster) -> None:
-    said = run("two_adapters", str(model), on=cluster)
+def test_two_adapters_in_one_batch(model: Path) -> None:
+    said = run("two_adapters", str(model))
     assert "formal: " in said and "casual: " in said and "neither: " in said
     assert "no adapter 'rude' is attached; attached are casual, formal" in said
 
 
 @pytest.mark.ray
-def test_a_batch_file(model: Path, cluster: Cluster) -> None:
-    said = run("batch_file", str(model), on=cluster)
+def test_a_batch_file(model: Path) -> None:
+    said = run("batch_file", str(model))
     assert said.count("count-") == 4 and "line 9 failed: there is no field 'temprature'" in said

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,19 +28,19 @@ sys.exit(7)
 Told = tuple[int, list[str], str, str, bool, bool]
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program in the place of Ray's own, which tells how it was begun."""
-    path = tmp_path / "worker.py"
+    path = tmp_path_factory.mktemp("nursery") / "worker.py"
     path.write_text(TELL)
     return path
 
 
-@pytest.fixture
-def nursery(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    socket = tmp_path / "nursery"
-    with subprocess.Popen([sys.executable, "-m", "actors.nursery", str(socket)], cwd=ROOT) as started:
-        while not socket.exists():
+@pytest.fixture(scope="module")
+def nursery(worker: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    place = worker.with_name("nursery")
+    with subprocess.Popen([sys.executable, "-m", "actors.nursery", str(place)], cwd=ROOT) as started:
+        while not place.exists():
             assert started.poll() is None
             time.sleep(0.01)
         yield started
@@ -77,8 +78,6 @@ def test_forks_that_ended_are_gone_and_the_next_is_born(nursery: "subprocess.Pop
 
 
 def test_who_hangs_up_in_the_middle_disturbs_nobody(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
-    import socket
-
     for said in (b"", b"\0\0", b"\0\0\1\0{", b"\0\0\0\1}", b"\0\0\0\2{}"):
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(worker.with_name("nursery")))
@@ -95,15 +94,7 @@ def test_a_worker_in_an_environment_of_its_own_is_no_fork(
     assert begun.returncode == 7, "it is the worker"
 
 
-def test_without_a_nursery_a_worker_begins_as_rays_own(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
-    nursery.send_signal(signal.SIGKILL)
-    nursery.wait()
-    assert told(begin(worker, worker.parent, NO_RUNTIME_ENV))[0] == os.getpid()
-    worker.with_name("nursery").unlink()
-    assert told(begin(worker, worker.parent, NO_RUNTIME_ENV))[0] == os.getpid()
-
-
-def test_a_nursery_in_which_something_started_a_thread_makes_none(worker: Path, tmp_path: Path) -> None:
+def test_a_nursery_in_which_something_started_a_thread_makes_none(tmp_path: Path) -> None:
     (tmp_path / "starlette").mkdir()
     (tmp_path / "starlette" / "__init__.py").write_text("")
     threads = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
@@ -111,5 +102,12 @@ def test_a_nursery_in_which_something_started_a_thread_makes_none(worker: Path, 
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     command = [sys.executable, "-m", "actors.nursery", str(tmp_path / "nursery")]
     ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, timeout=30)
-    assert ended.returncode == 0
-    assert told(begin(worker, tmp_path, NO_RUNTIME_ENV))[0] == os.getpid()
+    assert ended.returncode == 0, "it is over, and forked nobody"
+
+
+def test_without_a_nursery_a_worker_begins_as_rays_own(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
+    nursery.send_signal(signal.SIGKILL)
+    nursery.wait()
+    assert told(begin(worker, worker.parent, NO_RUNTIME_ENV))[0] == os.getpid()
+    worker.with_name("nursery").unlink()
+    assert told(begin(worker, worker.parent, NO_RUNTIME_ENV))[0] == os.getpid()

@@ -18,8 +18,7 @@ from actors.model_choice import ModelChoice, function_at
 from actors.model_loading import read_adapter
 from actors.node import whereis
 from actors.refusals import Unavailable
-from actors.supervisor import child_spec_of
-from actors.system import start_system, stop
+from actors.system import running_config, start_system, stop
 from actors.system_config import ROOT, SystemConfig
 from deploy.jobs.answers import Answers, ClientAnswers
 from deploy.jobs.inline_answers import InlineAnswers
@@ -130,13 +129,6 @@ def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> System
     if owner_of_system() != batch:
         raise Unavailable("a system runs here already: use it with --connect, or end it with `genserve stop`")
     return running_config()
-
-
-def running_config() -> SystemConfig:
-    """What the system that runs was made from, read off the first request server's spec."""
-    requests = child_spec_of(ROOT, "requests")
-    config: SystemConfig = requests.start[2][0].start[1]
-    return config
 
 
 def names_of(choice: ModelChoice) -> tuple[str, ...]:
