@@ -39,7 +39,14 @@ def join(address: str, *, must_be_closed: bool = False) -> None:
     except RuntimeError as trouble:
         if "Version mismatch" not in str(trouble):
             raise
-        raise Unavailable(f"another version of Ray or Python runs at {found}") from None
+        raise Unavailable(f"another version runs at {found}: {versions_in(str(trouble))}") from None
+
+
+def versions_in(message: str) -> str:
+    """Ray's complaint on one line: `there Ray 2.59.0, Python 3.11.4; here Ray 2.60.0, Python 3.11.4`."""
+    said = [line.strip() for line in message.splitlines()]
+    versions = [" ".join(line.split(": ")) for line in said if line.startswith(("Ray: ", "Python: "))]
+    return f"there {', '.join(versions[:2])}; here {', '.join(versions[2:4])}"
 
 
 def find_ray(address: str) -> str:

@@ -4,7 +4,8 @@ A Python with Ray in it takes more than half a second of a core to begin, and a 
 tenth of that, and what was imported lies in memory once.
 
 A fork has all that its parent has but the threads. So the nursery has none, nor anything that starts some: no MLX, and
-no connection to Ray. Whatever is wrong with it, it ends, and workers begin as Ray has them begin.
+no connection to Ray. Nor has it drawn a random number of Ray's library, of which forks would draw the same again, and
+take each other's objects for their own. Whatever is wrong with it, it ends, and workers begin as Ray has them begin.
 """
 
 import gc
@@ -62,7 +63,7 @@ def main() -> None:
         for name in IMPORTED:
             with suppress(ImportError):
                 import_module(name)
-        if num_threads() > 1:
+        if num_threads() > 1 or len({drawn_in_a_fork() for _ in range(2)}) < 2:
             return
         gc.freeze()  # what is never looked at again is never copied
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for a child
@@ -94,6 +95,19 @@ def read(caller: socket.socket) -> Asked:
 
 def num_threads() -> int:
     return len(os.listdir("/proc/self/task"))
+
+
+def drawn_in_a_fork() -> bytes:
+    """The first id that Ray's library makes up there."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.write(writing, sys.modules["ray"].ObjectID.from_random().binary())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as drawn:
+        found = drawn.read()
+    os.wait()
+    return found
 
 
 if __name__ == "__main__":

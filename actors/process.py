@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class RayNode:
         pid = self._pid_for(birth)
         resources = {"num_cpus": birth.resources.cpus, "num_gpus": birth.resources.gpus}
         options = {"name": str(pid), "scheduling_strategy": _on_this_machine(), **resources, **_OPTIONS}
-        actor = _Actor.options(**options).remote(pid, birth, RayNode, _pack, _vanish)
+        actor = _actor().options(**options).remote(pid, birth, RayNode, _pack, _vanish)
         peer = self._peers[pid] = self._peer_at(pid, actor)
         if birth.name is not None:
             names.born(pid, self._table)
@@ -324,7 +325,6 @@ class RayNode:
 _outside = RayNode()
 
 _FAILURES = (TimeoutError, RayActorError, Unplugged)
-_Actor: Any = ray.remote(Host)
 _OPTIONS = {
     "max_restarts": 0,
     "max_task_retries": 0,
@@ -332,6 +332,12 @@ _OPTIONS = {
     "lifetime": "detached",
     "namespace": NAMESPACE,
 }
+
+
+@cache
+def _actor() -> Any:
+    """A Host on Ray. Not made while this is imported: what Ray draws at random, the nursery's forks would share."""
+    return ray.remote(Host)
 
 
 def _pack(value: object) -> Packed:

@@ -106,26 +106,6 @@ def started_cluster(num_cpus: int = 2, has_jobs: bool = True) -> Iterator[Cluste
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@contextmanager
-def served(cluster: Cluster, model: Path, directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """`genserve serve` on a cluster, from when its model is loaded to when it is told to stop."""
-    (port,) = free_ports(1)
-    words = ("serve", "--model", str(model), "--directory", str(directory / "state"), "--port", str(port))
-    genserve = [sys.executable, "-m", "deploy.cli.main"]
-    place = {"cwd": ROOT, "env": cluster.environment}
-    server = subprocess.Popen([*genserve, *words, "--address", cluster.address], **place)  # type: ignore[call-overload]
-    try:
-        ready = [sys.executable, "-m", "tests.until_ready", cluster.address]
-        subprocess.run(ready, check=True, timeout=START_SECONDS, **place)  # type: ignore[call-overload]
-        yield server
-        stopping = [*genserve, "stop", "--address", cluster.address]
-        subprocess.run(stopping, check=True, timeout=START_SECONDS, **place)  # type: ignore[call-overload]
-        server.wait(START_SECONDS)
-    finally:
-        server.kill()
-        server.wait()
-
-
 def wait_for(cluster: Cluster, head: "subprocess.Popen[bytes]", log: Path, has_jobs: bool) -> None:
     """Until it answers: its job server, if it has one, or its control store."""
     until = time.monotonic() + START_SECONDS

@@ -1,4 +1,4 @@
-"""Batches on a real Ray that asks for a token: beside a system that runs, on one of their own, as jobs, and killed."""
+"""Batches on a cluster that asks for a token: on a system of their own, as jobs, and killed."""
 
 import subprocess
 import sys
@@ -14,8 +14,8 @@ import pytest
 
 from engine.kernels.cpu import missing_reason
 from tests.batch_chaos import Disturbed, disturbed, prompts, texts, tiny_model, undisturbed
-from tests.batches import by_line, write_lines
-from tests.ray_cluster import ROOT, Cluster, free_ports, served
+from tests.batches import write_lines
+from tests.ray_cluster import ROOT, Cluster, free_ports
 
 pytestmark = pytest.mark.ray
 MODULE = ("python", "-m", "deploy.jobs.batch")
@@ -35,14 +35,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def run(cluster: Cluster, *words: str) -> "subprocess.CompletedProcess[str]":
-    """`python words`, in the cluster's environment."""
-    command, there = [sys.executable, *words], cluster.environment | {"RAY_ADDRESS": cluster.address}
-    return subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, timeout=300)
-
-
 def batch(cluster: Cluster, *words: str) -> "subprocess.CompletedProcess[str]":
-    return run(cluster, "-m", "deploy.jobs.batch", *words)
+    command, there = [sys.executable, *MODULE[1:], *words], cluster.environment | {"RAY_ADDRESS": cluster.address}
+    return subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, timeout=300)
 
 
 @contextmanager
@@ -60,33 +55,13 @@ def last(done: "subprocess.CompletedProcess[str]") -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-def test_a_system_that_runs_answers_batches_and_programs_that_know_only_ray(
-    cluster: Cluster, model: Path, tmp_path: Path
-) -> None:
-    source, output = write_lines(tmp_path / "in.jsonl", [*prompts(60), "{broken"]), tmp_path / "out.jsonl"
-    with served(cluster, model, tmp_path) as server:
-        done = batch(cluster, str(source), str(output), "--connect")
-        refused = batch(cluster, str(source), str(tmp_path / "other.jsonl"), "--model", str(model))
-        example = run(cluster, "examples/plain_ray.py")
-        assert server.poll() is None, "it is left running"
-    assert done.returncode == 1, f"one line has no answer; {done.stderr}"
-    assert texts(output) == undisturbed(source, tmp_path / "undisturbed.jsonl", model)
-    assert set(by_line(tmp_path / "out.errors.jsonl")) == {61}
-    assert refused.returncode == 2
-    assert last(refused).endswith("a system runs here already: use it with --connect, or end it with `genserve stop`")
-    assert example.returncode == 0, example.stderr
-    assert "streamed, it is the same text" in example.stdout
-    assert "8 answers to one batch" in example.stdout
-    assert "unknown_adapter: no adapter 'nobody' is attached; attached are none" in example.stdout
-
-
 def test_what_is_not_there_is_told_in_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
     source, (port,) = write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}]), free_ports(1)
     files, address = (str(source), str(tmp_path / "out.jsonl")), f"127.0.0.1:{port}"
     no_system = batch(cluster, *files, "--connect")
     assert (no_system.returncode, last(no_system)[20:]) == (2, "no system is running here")
     no_cluster = batch(cluster, *files, "--connect", "--address", address)
-    assert (no_cluster.returncode, last(no_cluster)[20:]) == (2, f"no Ray cluster answers at {address}")
+    assert (no_cluster.returncode, last(no_cluster)[20:]) == (2, f"no Ray answers at {address}")
     with another_version(cluster):
         other = batch(cluster, *files, "--connect", "--address", cluster.address)
     assert other.returncode == 2

@@ -11,7 +11,7 @@ from tests.batch_chaos import tiny_model
 from tests.ray_cluster import ROOT
 
 EXAMPLES = {"inline", "two_adapters", "batch_file", "surviving_a_kill"}
-ELSEWHERE = {"plain_ray"}  # in test_batch_on_ray.py, beside a system that runs
+ELSEWHERE = {"plain_ray"}  # in test_serve_system.py, beside a system that runs
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,6 @@ def told():
 print(json.dumps(told()), flush=True)
 sys.exit(7)
 """
-Told = tuple[int, list[str], str, str, bool, bool]
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def begin(worker: Path, directory: Path, *words: str) -> "subprocess.Popen[bytes
     return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE)
 
 
-def told(begun: "subprocess.Popen[bytes]") -> Told:
+def told(begun: "subprocess.Popen[bytes]") -> Any:
     assert begun.stdout is not None
     with begun.stdout as output:
-        first: Told = tuple(json.loads(output.readline()))
+        first = json.loads(output.readline())
     begun.wait()
     return first
 
@@ -65,7 +65,7 @@ def test_a_fork_goes_on_as_the_program_that_asked(
     nursery: "subprocess.Popen[bytes]", worker: Path, tmp_path: Path
 ) -> None:
     begun = begin(worker, tmp_path, "--this", NO_RUNTIME_ENV)
-    assert told(begun) == (nursery.pid, ["--this", NO_RUNTIME_ENV], str(tmp_path), "täglich", True, True)
+    assert told(begun) == [nursery.pid, ["--this", NO_RUNTIME_ENV], str(tmp_path), "täglich", True, True]
     assert begun.returncode == 0, "who asked is through"
 
 
@@ -90,15 +90,25 @@ def test_a_worker_in_an_environment_of_its_own_is_no_fork(
     nursery: "subprocess.Popen[bytes]", worker: Path, words: tuple[str, ...]
 ) -> None:
     begun = begin(worker, worker.parent, *words)
-    assert told(begun) == (os.getpid(), list(words), str(worker.parent), "täglich", False, True)
+    assert told(begun) == [os.getpid(), list(words), str(worker.parent), "täglich", False, True]
     assert begun.returncode == 7, "it is the worker"
 
 
-def test_a_nursery_in_which_something_started_a_thread_makes_none(tmp_path: Path) -> None:
+def test_forks_draw_ids_of_their_own(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
+    drawing = worker.with_name("drawing.py")
+    drawing.write_text("import json, ray\nprint(json.dumps(ray.ObjectID.from_random().hex()), flush=True)\n")
+    assert len({told(begin(drawing, worker.parent, NO_RUNTIME_ENV)) for _ in range(20)}) == 20
+
+
+THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+DRAW = "import ray\nray.ObjectID.from_random()\n"
+
+
+@pytest.mark.parametrize("does", [THREAD, DRAW])
+def test_a_nursery_whose_imports_do_what_they_must_not_is_none(does: str, tmp_path: Path) -> None:
     (tmp_path / "starlette").mkdir()
     (tmp_path / "starlette" / "__init__.py").write_text("")
-    threads = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
-    (tmp_path / "starlette" / "datastructures.py").write_text(threads)
+    (tmp_path / "starlette" / "datastructures.py").write_text(does)
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     command = [sys.executable, "-m", "actors.nursery", str(tmp_path / "nursery")]
     ended = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, timeout=30)

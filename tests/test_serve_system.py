@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import deploy.cli.serve
+from tests.batch_chaos import prompts, texts, undisturbed
+from tests.batches import by_line, write_lines
 from tests.ray_cluster import free_ports
 from tests.tiny import write_checkpoint
 from tests.tiny_tokenizer import write_tokenizer
@@ -24,7 +26,7 @@ WAIT_SECONDS = 120.0
 
 PLAIN_RAY = """
 import json, ray
-ray.init(ADDRESS, logging_level="error", log_to_driver=False)
+ray.init(logging_level="error", log_to_driver=False)
 genserve = ray.get_actor("genserve", namespace="genserve")
 words = dict(prompt="Once", max_tokens=12, temperature=0, ignore_eos=True)
 whole = ray.get(genserve.generate.remote(id="whole", **words))
@@ -41,7 +43,7 @@ print(json.dumps([whole, pieces, both, ended, trouble, len(stats)]))
 
 LONG_REQUEST = """
 import json, ray
-ray.init(ADDRESS, logging_level="error", log_to_driver=False)
+ray.init(logging_level="error", log_to_driver=False)
 genserve = ray.get_actor("genserve", namespace="genserve")
 answer = genserve.generate.remote(prompt="Once", n=8, max_tokens=300, ignore_eos=True)
 while not any(found["num_living"] for found in ray.get(genserve.stats.remote())):
@@ -84,12 +86,17 @@ class Serve:
         assert found.returncode == 0, found.stderr
         return json.loads(found.stdout)
 
-    def start_plain_ray(self, script: str) -> "subprocess.Popen[str]":
-        """A program that imports nothing of ours."""
+    @property
+    def address(self) -> str:
+        """Of its Ray."""
         (note,) = (self.home / ".genserve" / "running").iterdir()
+        return note.name
+
+    def start_plain_ray(self, *words: str) -> "subprocess.Popen[str]":
+        """A program that imports nothing of ours."""
         environment = {name: value for name, value in self.environment.items() if name != "PYTHONPATH"}
-        command = [sys.executable, "-c", script.replace("ADDRESS", repr(note.name))]
-        signed = environment | {"RAY_AUTH_MODE": "token"}
+        signed = environment | {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": self.address}
+        command = [sys.executable, *words]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=self.home, env=signed)
 
 
@@ -149,7 +156,7 @@ def test_a_second_system_on_the_same_journals_or_port_is_refused_in_a_sentence(s
 
 
 def test_a_program_that_knows_only_ray_gets_plain_dicts(serve: Serve) -> None:
-    said, _ = serve.start_plain_ray(PLAIN_RAY).communicate(timeout=WAIT_SECONDS)
+    said, _ = serve.start_plain_ray("-c", PLAIN_RAY).communicate(timeout=WAIT_SECONDS)
     whole, pieces, both, ended, trouble, partitions = json.loads(said)
     assert set(whole) == {"id", "text", "tokens", "finish_reason", "usage"}
     assert (whole["id"], len(whole["tokens"]), whole["finish_reason"]) == ("whole", 12, "length")
@@ -169,8 +176,29 @@ def test_post_uses_the_system_that_runs(serve: Serve) -> None:
     assert len([json.loads(line) for line in posted.stdout.splitlines()]) == 2
 
 
+def test_the_example_that_knows_only_ray_runs_beside_a_system(serve: Serve) -> None:
+    said, _ = serve.start_plain_ray(str(ROOT / "examples" / "plain_ray.py")).communicate(timeout=WAIT_SECONDS)
+    assert "streamed, it is the same text" in said
+    assert "8 answers to one batch" in said
+    assert "unknown_adapter: no adapter 'nobody' is attached; attached are none" in said
+
+
+def test_a_batch_uses_the_system_that_runs_and_leaves_it(serve: Serve, tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", [*prompts(60), "{broken"]), tmp_path / "out.jsonl"
+    done = serve.run("batch", str(source), str(output), "--connect")
+    assert done.returncode == 1, f"one line has no answer; {done.stderr}"
+    assert texts(output) == undisturbed(source, tmp_path / "undisturbed.jsonl", serve.model)
+    assert set(by_line(tmp_path / "out.errors.jsonl")) == {61}
+    words = ("--model", str(serve.model), "--address", serve.address)
+    refused = serve.run("batch", str(source), str(tmp_path / "other.jsonl"), *words)
+    assert refused.returncode == 2
+    said = "a system runs here already: use it with --connect, or end it with `genserve stop`"
+    assert refused.stderr.strip().endswith(said)
+    assert serve.process.poll() is None, "it is left running"
+
+
 def test_an_interrupt_gives_the_answers_that_were_promised_and_then_nothing_runs(serve: Serve) -> None:
-    client = serve.start_plain_ray(LONG_REQUEST)
+    client = serve.start_plain_ray("-c", LONG_REQUEST)
     assert client.stdout is not None and client.stdout.readline() == "accepted\n"
     serve.process.send_signal(signal.SIGINT)
     answer, _ = client.communicate(timeout=WAIT_SECONDS)

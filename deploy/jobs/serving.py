@@ -1,8 +1,6 @@
 """Serving: who answers a batch: a system of its own, which ends with it, one that runs already, or an engine here."""
 
-import os
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 
-from actors import process
+from actors import finding, process
 from actors.client import Client, find_client
 from actors.exits import CallFailed
 from actors.ledger_options import LedgerOptions
@@ -25,8 +23,6 @@ from deploy.jobs.inline_answers import InlineAnswers
 from deploy.jobs.owner import Heartbeat, owner_of_system, owner_spec
 from engine.adapter import Adapter
 from engine.engine import Engine
-
-REACH_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,38 +82,13 @@ def running_system(address: str) -> Iterator[Serving]:
 
 
 def join(address: str | None) -> None:
-    """Connect to a Ray, or say in a sentence why not."""
-    check_reachable(address)
+    """Connect to a Ray, or start one."""
     on_terminate = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
-    try:
-        process.connect(address)
-    except ConnectionError:
-        raise Unavailable(f"no Ray cluster answers at {address}") from None
-    except RuntimeError as trouble:
-        if "Version mismatch" not in str(trouble):
-            raise
-        raise Unavailable(f"another version runs at {address}: {versions_in(str(trouble))}") from None
+    if address is None:
+        process.connect()
+    else:
+        finding.join(address)
     signal.signal(signal.SIGTERM, on_terminate)
-
-
-def check_reachable(address: str | None) -> None:
-    """Ray itself tries for minutes."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS")
-    host, colon, port = (address or "").rpartition(":")
-    if not colon or not port.isdecimal() or "/" in host:
-        return
-    try:
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
-    except (OSError, OverflowError):
-        raise Unavailable(f"no Ray cluster answers at {address}") from None
-
-
-def versions_in(message: str) -> str:
-    """Ray's complaint on one line: `there Ray 2.59.0, Python 3.11.4; here Ray 2.60.0, Python 3.11.4`."""
-    said = [line.strip() for line in message.splitlines()]
-    versions = [" ".join(line.split(": ")) for line in said if line.startswith(("Ray: ", "Python: "))]
-    return f"there {', '.join(versions[:2])}; here {', '.join(versions[2:4])}"
 
 
 def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> SystemConfig:
