@@ -26,7 +26,7 @@ from engine.refusal import BadRequest, PromptTooLong, Refusal, UnknownAdapter
 from engine.request import Request
 from engine.wire import pack_events, pack_request
 from tests.engines import Answer, ask
-from tests.serving import mixed_requests, tiny_system, undisturbed, words_of
+from tests.serving import mixed_requests, quick_engine, tiny_choice, tiny_system, undisturbed, words_of
 
 
 class Bench:
@@ -96,7 +96,8 @@ class Bench:
 @contextmanager
 def bench(directory: Path, **changes: Any) -> Iterator[Bench]:
     with Inline() as node:
-        made = Bench(node, tiny_system(directory, **changes))
+        quick = {"choice": tiny_choice(directory, make_engine="tests.serving:quick_engine")}
+        made = Bench(node, tiny_system(directory, **quick | changes))
         yield made
         made.release_journal()
 
@@ -116,7 +117,7 @@ def test_answers_are_those_of_the_bare_engine(tmp_path: Path) -> None:
     requests = list(mixed_requests(20))
     with bench(tmp_path) as made:
         parts = made.run(requests)
-        expected = undisturbed(tmp_path, requests)
+        expected = undisturbed(tmp_path, requests, quick_engine)
         for request in requests:
             assert same(parts[request.id], expected[request.id]), request.id
             assert parts[request.id].end is not None
@@ -153,7 +154,7 @@ def steps(made: Bench, count: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_killed_in_between_answers_are_those_of_the_bare_engine(tmp_path: Path, seed: int) -> None:
     requests = list(mixed_requests(12))
-    expected = undisturbed(tmp_path, requests)
+    expected = undisturbed(tmp_path, requests, quick_engine)
     with bench(tmp_path) as made:
         made.node.run()
         for request in requests:
@@ -201,7 +202,7 @@ def test_a_late_message_of_a_dead_model_server_changes_nothing(tmp_path: Path) -
         cast(made.requests, Events(zombie, pack_events([TokenEvent(request.id, 0, 0, 65)])))
         cast(made.requests, Events(zombie, b"\x93\x01rubbish"))
         made.node.run()
-        expected = undisturbed(tmp_path, [request])
+        expected = undisturbed(tmp_path, [request], quick_engine)
         assert same(made.poll(request)[request.id], expected[request.id])
         counts = made.stats().counts
         assert counts["stale_events"] + counts["late_events"] == 1 and counts["malformed_messages"] == 1
@@ -231,7 +232,7 @@ def test_a_long_answer_comes_in_parts_of_a_bounded_size(tmp_path: Path) -> None:
         assert (len(first.pieces), first.end) == (2 * MAX_PIECES, None)
         rest = made.poll(request, had={"long": (MAX_PIECES, MAX_PIECES)})["long"]
         assert len(rest.pieces) == 80 and rest.end is not None
-        expected = undisturbed(tmp_path, [request])
+        expected = undisturbed(tmp_path, [request], quick_engine)
         assert same(Part("long", [*first.pieces, *rest.pieces], rest.end), expected["long"])
 
 
@@ -360,7 +361,7 @@ def test_a_full_disk_refuses_the_new_and_lets_the_running_go_on(tmp_path: Path) 
         with pytest.raises(JournalFailing):
             made.submit(third)
         made.node.run()
-        expected = undisturbed(tmp_path, [first, second])
+        expected = undisturbed(tmp_path, [first, second], quick_engine)
         assert same(made.poll(first)[first.id], expected[first.id])
         disk.write = lambda *args: whole(disk, *args)  # type: ignore[method-assign]
         made.node.advance(1.0)
@@ -396,7 +397,7 @@ def test_a_request_that_comes_again_while_it_runs_is_not_told_of_its_own_abort(t
         cast(made.requests, Events(made.model, pack_events([event])))
         made.node.run()
         assert made.stats().counts["gaps"] == 1
-        assert same(made.poll(request)[request.id], undisturbed(tmp_path, [request])[request.id])
+        assert same(made.poll(request)[request.id], undisturbed(tmp_path, [request], quick_engine)[request.id])
 
 
 def test_who_is_turned_away_from_running_alone_costs_the_others_nothing(tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_who_is_turned_away_from_running_alone_costs_the_others_nothing(tmp_path
         server.rack.broken["red"] = Unavailable("the adapter 'red' cannot be served")
         cast(made.model, Run(made.requests, (pack_request(suspect),), is_alone=True))
         made.node.run()
-        assert same(made.poll(innocent)[innocent.id], undisturbed(tmp_path, [innocent])[innocent.id])
+        assert same(made.poll(innocent)[innocent.id], undisturbed(tmp_path, [innocent], quick_engine)[innocent.id])
 
 
 def test_a_second_owner_of_a_journal_waits_for_the_first_to_go(tmp_path: Path) -> None:
@@ -434,7 +435,7 @@ def test_who_runs_alone_sets_the_others_aside_and_they_come_back_with_what_they_
         steps(made, 2)
         assert model_server.stats(made.model).alone in (requests[5].id, None)
         made.node.run()
-        expected = undisturbed(tmp_path, requests)
+        expected = undisturbed(tmp_path, requests, quick_engine)
         parts = made.poll(*requests[:5])
         for request in requests[:5]:
             assert same(parts[request.id], expected[request.id]), request.id

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -27,9 +28,19 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imported(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imported(path: Path) -> tuple[tuple[str, int], ...]:
     """The modules that a file imports, anywhere in it, with their lines."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    return tuple(imports_of(path))
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -39,7 +50,7 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
 
 def imported_at_once(path: Path) -> Iterator[str]:
     """The modules that are imported with a file: not those inside of functions, or for types alone."""
-    for node in ast.parse(path.read_text()).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,7 +97,7 @@ def test_the_engine_knows_no_clock_no_files_and_no_processes(path: Path) -> None
     if relative(path) == "engine/kernels/cuda/compiler.py":
         found -= {"subprocess"}  # NVRTC takes one text of a process at a time; two threads are no faster than one
     assert not found
-    calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    calls = (node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
     assert "open" not in {call.id for call in calls if isinstance(call, ast.Name)}
 
 
@@ -121,6 +132,6 @@ def test_a_process_that_only_passes_models_and_doors_on_imports_neither(name: st
 def test_the_faces_of_rooms_hold_no_logic() -> None:
     for path in FILES:
         if path.name == "__init__.py":
-            body = ast.parse(path.read_text()).body
+            body = tree_of(path).body
             plain = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)
             assert all(isinstance(node, plain) for node in body), relative(path)

@@ -36,7 +36,7 @@ def test_one_process_serves_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
         assert server.stderr is not None
         while b"http://" not in server.stderr.readline():
             pass
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False, timeout=20) as client:
             assert client.get("/v1/models").status_code == 401
             client.headers = httpx.Headers(alice)
             wait_until_ready(client)
