@@ -11,14 +11,16 @@ post: $(VENV)/installed
 	@$(BIN)/genserve post 3
 
 # Two workers: what starts processes on Ray waits a lot, and the rest of the files go beside it (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not ray and not model"
+	$(PYTEST) -m "not ray and not model"
 
 bench: $(VENV)/installed-dev
 	$(BIN)/genserve bench
