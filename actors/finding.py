@@ -106,6 +106,8 @@ def answers(address: str) -> bool:
         suppress(OSError, ValueError, OverflowError),
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection,
     ):
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return True  # it would greet over TLS
         connection.sendall(GREETING)
         return connection.recv(9)[3:4] == bytes([SETTINGS])
     return False

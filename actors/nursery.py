@@ -5,7 +5,7 @@ tenth of that, and what was imported lies in memory once.
 
 A fork has all that its parent has but the threads. So the nursery has none, nor anything that starts some: no MLX, and
 no connection to Ray. Nor has it drawn a random number of Ray's library, of which forks would draw the same again, and
-take each other's objects for their own. Whatever is wrong with it, it ends, and workers begin as Ray has them begin.
+take each other's objects for their own. Where it is gone, or says nothing, workers begin as Ray has them begin.
 """
 
 import gc
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from actors.newborn import LENGTH_BYTES, STANDARD
+from actors.newborn import LENGTH_BYTES, STANDARD, is_ours
 
 IMPORTED = (
     "actors.process",
@@ -31,7 +31,8 @@ IMPORTED = (
     "ray._common.pydantic_compat",  # both by every worker of Ray's, where they are installed
     "starlette.datastructures",
 )
-ASKING_SECONDS = 5.0
+ASKING_SECONDS = 1.0
+OOM_SCORE = "RAY_worker_oom_score_adjustment"  # in the environment; Ray has set it for the process that asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +46,29 @@ class Asked:
 
     def become(self) -> None:
         """Go on as that program."""
+        os.setpgid(0, 0)  # as Ray has it, which ends a worker's children with it
         for number, file in zip(STANDARD, self.standard, strict=True):
             os.dup2(file, number)
-            os.close(file)
+        self.close()
         os.chdir(self.directory)
         os.environ.clear()
         os.environ.update(self.environment)
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(self.environment.get(OOM_SCORE, "1000"))
         sys.argv = self.argv
-        sys.path[0] = str(Path(self.argv[0]).parent)
+        sys.path.insert(1, str(Path(self.argv[0]).parent))  # behind what Ray puts first when it is imported
         runpy.run_path(self.argv[0], run_name="__main__")
+
+    def close(self) -> None:
+        for file in self.standard:
+            os.close(file)
 
 
 def main() -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    if null:  # whoever started Ray may have closed its own input
+        os.dup2(null, STANDARD[0])
+        os.close(null)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen(128)
@@ -79,17 +91,43 @@ def attend(listener: socket.socket) -> Asked:
         caller.settimeout(ASKING_SECONDS)
         with caller, suppress(OSError, ValueError):
             asked = read(caller)
-            if os.fork() == 0:
+            if is_a_fork(asked):
+                tell_or_end(caller)
                 return asked
-            for file in asked.standard:
-                os.close(file)
-            caller.sendall(b".")
+
+
+def is_a_fork(asked: Asked) -> bool:
+    """Fork; the files of who asked are the fork's."""
+    try:
+        child = os.fork()
+    except OSError:
+        asked.close()
+        raise
+    if child:
+        asked.close()
+    return child == 0
+
+
+def tell_or_end(caller: socket.socket) -> None:
+    """Who does not wait any more has begun by itself, and there must not be two."""
+    try:
+        caller.sendall(b".")
+    except OSError:
+        os._exit(1)
 
 
 def read(caller: socket.socket) -> Asked:
+    """What the caller asks. OSError or ValueError if that is nothing, and then no file of its is left open."""
+    if not is_ours(caller):
+        raise OSError("another user asks")
     length, files, _, _ = socket.recv_fds(caller, LENGTH_BYTES, len(STANDARD))
-    with caller.makefile("rb") as text:
-        argv, directory, environment = json.loads(text.read(int.from_bytes(length)))
+    try:
+        with caller.makefile("rb") as text:
+            argv, directory, environment = json.loads(text.read(int.from_bytes(length)))
+    except BaseException:
+        for file in files:
+            os.close(file)
+        raise
     return Asked(argv, directory, environment, files)
 
 

@@ -34,13 +34,13 @@ def lean(node: type[Any], services: Any) -> Iterator[None]:
     """For a Ray that is started within; `node` is Ray's class that starts what belongs to one, with `services`."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    command = "_build_python_executable_command_memory_profileable"
+    agent = "_build_python_executable_command_memory_profileable"  # what begins the command of an agent
     with (
         replaced(node, "start_log_monitor", _without_log_monitor),
         replaced(node, "start_monitor", _without_monitor),
         replaced(node, "start_api_server", _without_api_server),
-        replaced(services, command, partial(_with_silent_agent, getattr(services, command))),
-        replaced(node, "start_raylet", _with_nursery(node.start_raylet, services.start_ray_process)),
+        replaced(services, agent, partial(_with_silent_agent, getattr(services, agent))),
+        replaced(node, "start_raylet", _with_nursery(node.start_raylet, services)),
     ):
         yield
 
@@ -62,24 +62,41 @@ def let_workers_import_us() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
 
 
-def _with_nursery(start_raylet: Callable[..., None], start: Callable[..., Any]) -> Callable[..., None]:
-    """Beside the node's raylet, whose end is that of a nursery too. Elsewhere than on Linux a fork is not safe."""
+def _with_nursery(start_raylet: Callable[..., None], services: Any) -> Callable[..., None]:
+    """A nursery beside the node's raylet; Ray ends both. Elsewhere than on Linux a fork is not safe."""
 
     def start_both(node: Any, *args: Any, **options: Any) -> None:
         directory = Path(node.get_session_dir_path()) / "genserve"
-        directory.mkdir(mode=0o700, exist_ok=True)  # who may speak to the nursery may run anything in our name
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if not is_private(directory):  # who may speak to the nursery may run anything in our name
+            return start_raylet(node, *args, **options)
         here = {NURSERY: str(directory / "nursery"), WORKER: node._ray_params.worker_path}
         node._ray_params.worker_path = str(HERE / "newborn.py")
         node._ray_params.env_vars = {**(node._ray_params.env_vars or {}), **here}
         start_raylet(node, *args, **options)
-        (raylet,) = node.all_processes["raylet"]
-        # Ray's library reads both of these once, while it is imported.
-        ours = {**here, "RAY_JOB_ID": NO_JOB, "RAY_RAYLET_PID": str(raylet.process.pid)}
-        command = [sys.executable, "-m", "actors.nursery", here[NURSERY]]
-        nursery = start(command, "nursery", fate_share=node.kernel_fate_share, env_updates=ours)
-        node.all_processes["nursery"] = [nursery]
+        start_nursery(node, services, here)
 
     return start_both if sys.platform == "linux" else start_raylet
+
+
+def start_nursery(node: Any, services: Any, here: dict[str, str]) -> None:
+    (raylet,) = node.all_processes["raylet"]
+    # Ray's library reads both of these once, while it is imported.
+    ours = {**here, "RAY_JOB_ID": NO_JOB, "RAY_RAYLET_PID": str(raylet.process.pid)}
+    # -P: what lies where somebody starts a system is not to be imported in place of anything.
+    command = [sys.executable, "-P", *services._site_flags(), "-m", "actors.nursery", here[NURSERY]]
+    paths = node.get_log_file_names("nursery", unique=True, create_out=True, create_err=True)
+    with open(paths[0], "ab") as output, open(paths[1], "ab") as errors:
+        files = {"stdout_file": output, "stderr_file": errors}
+        started = services.start_ray_process(
+            command, "nursery", fate_share=node.kernel_fate_share, env_updates=ours, **files
+        )
+    node.all_processes["nursery"] = [started]
+
+
+def is_private(directory: Path) -> bool:
+    found = directory.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _with_silent_agent(command: Callable[[str, str], list[str]], component: str, session: str) -> list[str]:

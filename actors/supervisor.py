@@ -207,8 +207,11 @@ class Supervisor(GenServer):
             self.children.put_down(self.children.present(id).stop())
         failed = self._start_all(plan.start)
         if failed is not None:
-            send(me(), _TryAgain(failed[0]))
+            self._try_again(failed[0])
         return NoReply()
+
+    def _try_again(self, id: str) -> None:
+        send(me(), _TryAgain(id))
 
     def _start_all(self, ids: Sequence[str]) -> tuple[str, Reason] | None:
         """One after the other, up to the first that does not start: its id and the reason."""

@@ -28,7 +28,10 @@ class Inside(Protocol):
 
 
 class Node(Protocol):
-    """The transport. Only `ask`, `finish` and `join` may wait; `post` never fails and never waits."""
+    """The transport. Only `ask`, `finish` and `join` may wait; `post` never fails and never waits.
+
+    An `init` runs between `begin` and `finish`, or in one of them, and may take no longer than both are told.
+    """
 
     @property
     def loop(self) -> Inside | None: ...

@@ -19,7 +19,7 @@ from typing import Any
 
 from actors.child import ChildInfo
 from actors.exits import AlreadyStarted, CallFailed, Reason
-from actors.genserver import Continue, NoReply, Started, Stop
+from actors.genserver import NoReply, Started
 from actors.messages import Forgive
 from actors.node import spawn, whereis
 from actors.pid import Pid
@@ -45,17 +45,14 @@ class SteadySupervisor(Supervisor):
     is_starting = False
 
     def init(self, policy: Policy, specs: Sequence[ChildSpec] = ()) -> Started:
+        assert policy.strategy == "one_for_one", "any other has an order"
         self.is_starting = True
         answer = super().init(policy, specs)
         self.is_starting = False
-        failing = next((child for child in self.children if child.is_restarting), None)
-        if failing is None:
-            return answer
-        return Continue(failing.spec.id)
-
-    def handle_continue(self, value: object) -> NoReply | Stop:
-        failing = self.children.find(str(value))
-        return self._restart(failing) if failing is not None and failing.is_restarting else NoReply()
+        failing = [child.spec.id for child in self.children if child.is_restarting]
+        for id in failing:
+            self._try_again(id)
+        return None if failing else answer
 
     def terminate(self, reason: Reason) -> None:
         if not self.is_starting:
@@ -63,8 +60,9 @@ class SteadySupervisor(Supervisor):
 
     def _start_all(self, ids: Sequence[str]) -> tuple[str, Reason] | None:
         """All that can be started; of those that cannot, the first."""
-        begun = [self.children.present(id).begin() for id in ids]
-        return next(filter(None, [self._finish(child) for child in begun]), None)
+        for id in ids:
+            self.children.put(self.children.present(id).begin())
+        return next(filter(None, [self._finish(self.children.present(id)) for id in ids]), None)
 
 
 class ModelSupervisor(SteadySupervisor):

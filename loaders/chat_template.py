@@ -28,7 +28,7 @@ CPU_SECONDS = 2.0
 MEMORY_BYTES = 1 << 30
 MAX_CHARACTERS = 1 << 24
 MAX_ANSWER_BYTES = 1 << 28
-TIMER = -signal.SIGPROF  # what a process ends with that computed for too long
+TIMED_OUT = -signal.SIGPROF  # what a process ends with that computed for too long
 PARTING_SECONDS = 1.0  # for a process to end that has nothing to wait for
 
 
@@ -52,7 +52,7 @@ class ChatTemplates:
         request = {"template": name, "variables": variables, "max_characters": max_characters}
         with self._lock:
             process, answer = self._ask(request)
-            if answer is None and process.returncode != TIMER:  # killed from outside, or so it may be
+            if answer is None and process.returncode != TIMED_OUT:  # by a signal from outside, for all that is known
                 process, answer = self._ask(request)
         if answer is None:
             raise BadRequest(f"the chat template was stopped: {self._reason(process)}", "messages")
@@ -88,7 +88,7 @@ class ChatTemplates:
         return self._process
 
     def _reason(self, process: "subprocess.Popen[bytes]") -> str:
-        if process.returncode == TIMER:
+        if process.returncode == TIMED_OUT:
             return f"it ran for more than {self.cpu_seconds:g} seconds"
         return f"its process ended with {process.returncode}"
 

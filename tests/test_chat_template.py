@@ -162,12 +162,12 @@ def test_a_process_that_was_killed_is_replaced(templates: ChatTemplates) -> None
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_the_process_is_no_fault_of_the_message_in_it(end: signal.Signals) -> None:
     """`ray job stop` and service managers send theirs to every process of a program, which has work to finish."""
-    slow = "{% for i in range(20000) %}{% for j in range(9) %}{% endfor %}{% endfor %}done"
+    slow = "{% for i in range(90000) %}{% for j in range(9) %}{% endfor %}{% endfor %}done"
     templates = ChatTemplates({"slow": slow, "quick": "done"})
     templates.render("quick", {})
     process = templates._process
     assert process is not None
-    threading.Timer(0.02, process.send_signal, (end,)).start()
+    threading.Timer(0.05, process.send_signal, (end,)).start()
     assert templates.render("slow", {}) == "done"
     assert (templates._process is process) == (end == signal.SIGTERM), "it was at work when the signal came"
     templates.close()

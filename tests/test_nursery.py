@@ -23,6 +23,12 @@ import json, os, signal, sys
 def told():
     is_default = signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
     return [os.getppid(), sys.argv[1:], os.getcwd(), os.environ["SAID"], "ray" in sys.modules, is_default]
+def place():
+    paths = [path for path in sys.path if "thirdparty_files" not in path]
+    score = int(open("/proc/self/oom_score_adj").read())
+    return [paths, os.getpgid(0) == os.getpid(), score, sorted(os.listdir("/proc/self/fd"))]
+if "--place" in sys.argv:
+    told = place
 print(json.dumps(told()), flush=True)
 sys.exit(7)
 """
@@ -39,7 +45,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def nursery(worker: Path) -> Iterator["subprocess.Popen[bytes]"]:
     place = worker.with_name("nursery")
-    with subprocess.Popen([sys.executable, "-m", "actors.nursery", str(place)], cwd=ROOT) as started:
+    command = [sys.executable, "-P", "-m", "actors.nursery", str(place)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as started:
         while not place.exists():
             assert started.poll() is None
             time.sleep(0.01)
@@ -48,8 +55,9 @@ def nursery(worker: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def begin(worker: Path, directory: Path, *words: str) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, NURSERY: str(worker.with_name("nursery")), WORKER: str(worker), "SAID": "täglich"}
-    command = [sys.executable, NEWBORN, *words]
+    nursery = str(worker.with_name("nursery"))
+    ours = {NURSERY: nursery, WORKER: str(worker), "SAID": "täglich", "PYTHONPATH": str(ROOT)}
+    environment, command = {**os.environ, **ours}, [sys.executable, NEWBORN, *words]
     return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE)
 
 
@@ -69,6 +77,14 @@ def test_a_fork_goes_on_as_the_program_that_asked(
     assert begun.returncode == 0, "who asked is through"
 
 
+def test_a_fork_stands_where_a_worker_of_rays_own_would(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
+    """Its own group, with which Ray ends its children, the first to go where memory is short, and no file too many."""
+    paths, leads_a_group, score, files = told(begin(worker, worker.parent, NO_RUNTIME_ENV, "--place"))
+    as_worker, _, _, its_files = told(begin(worker, worker.parent, "--place"))
+    assert (paths, leads_a_group, score) == (as_worker, True, 1000)
+    assert len(files) == len(its_files)
+
+
 def test_forks_that_ended_are_gone_and_the_next_is_born(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
     begun = [begin(worker, worker.parent, NO_RUNTIME_ENV) for _ in range(5)]
     assert [told(one)[0] for one in begun] == [nursery.pid] * 5
@@ -78,11 +94,17 @@ def test_forks_that_ended_are_gone_and_the_next_is_born(nursery: "subprocess.Pop
 
 
 def test_who_hangs_up_in_the_middle_disturbs_nobody(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
-    for said in (b"", b"\0\0", b"\0\0\1\0{", b"\0\0\0\1}", b"\0\0\0\2{}"):
+    before = open_files(nursery)
+    for said in (b"\0\0", b"\0\0\1\0{", b"\0\0\0\1}", b"\0\0\0\2{}"):
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(worker.with_name("nursery")))
-            caller.sendall(said)
+            socket.send_fds(caller, [said], [0, 1, 2])
     assert told(begin(worker, worker.parent, NO_RUNTIME_ENV))[0] == nursery.pid
+    assert open_files(nursery) == before
+
+
+def open_files(process: "subprocess.Popen[bytes]") -> int:
+    return len(os.listdir(f"/proc/{process.pid}/fd"))
 
 
 @pytest.mark.parametrize("words", [("--runtime-env-hash=12",), ()])
