@@ -91,13 +91,13 @@ def attend(listener: socket.socket) -> Asked:
         caller.settimeout(ASKING_SECONDS)
         with caller, suppress(OSError, ValueError):
             asked = read(caller)
-            if is_a_fork(asked):
+            if is_the_fork_for(asked):
                 tell_or_end(caller)
                 return asked
 
 
-def is_a_fork(asked: Asked) -> bool:
-    """Fork; the files of who asked are the fork's."""
+def is_the_fork_for(asked: Asked) -> bool:
+    """Fork. The files of who asked are the fork's alone."""
     try:
         child = os.fork()
     except OSError:
