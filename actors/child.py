@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from actors.exits import KILL, SHUTDOWN, AlreadyStarted, Ignored, Reason
-from actors.node import begin_monitor, demonitor, exit, finish_monitor, join, living, monitor
+from actors.node import begin_monitor, birth_of, demonitor, exit, finish_monitor, join, living, monitor
 from actors.pid import Pid, Ref
 from actors.supervision import ChildSpec, ChildType
 
@@ -64,9 +64,8 @@ class Child:
         """
         server, *args = self.spec.start
         try:
-            pid, ref = begin_monitor(
-                server, *args, name=self.name, prefix=self.prefix, resources=self.spec.resources, timeout=None
-            )
+            birth = birth_of(server, tuple(args), self.name, self.prefix, self.spec.resources)
+            pid, ref = begin_monitor(birth, timeout=None)
         except AlreadyStarted as taken:
             log.info("%s is alive and taken over", taken.pid)
             return replace(self, pid=taken.pid, monitor=monitor(taken.pid))

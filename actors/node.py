@@ -57,7 +57,7 @@ def spawn(
 
     A name is for one living process at a time; one without gets a name of its own, which begins with `prefix`.
     """
-    pid = here().begin(_birth(server, args, name, prefix, resources), None, timeout)
+    pid = here().begin(birth_of(server, args, name, prefix, resources), None, timeout)
     here().finish(pid, timeout)
     return pid
 
@@ -78,24 +78,17 @@ def spawn_monitor(
     timeout: float | None = START_SECONDS,
 ) -> tuple[Pid, Ref]:
     """Like `spawn`, with a monitor from the first moment on, so that even an early end tells its reason."""
-    pid, ref = begin_monitor(server, *args, name=name, prefix=prefix, resources=resources, timeout=timeout)
+    pid, ref = begin_monitor(birth_of(server, args, name, prefix, resources), timeout)
     finish_monitor(pid, ref, timeout)
     return pid, ref
 
 
-def begin_monitor(
-    server: Which,
-    *args: object,
-    name: str | None = None,
-    prefix: str = "",
-    resources: Resources = NO_RESOURCES,
-    timeout: float | None = START_SECONDS,
-) -> tuple[Pid, Ref]:
+def begin_monitor(birth: Birth, timeout: float | None = START_SECONDS) -> tuple[Pid, Ref]:
     """The first half of `spawn_monitor`: the process is there, its `init` may be under way. Raises AlreadyStarted."""
     loop = _loop()
     ref, notify = loop.open_monitor()
     try:
-        return here().begin(_birth(server, args, name, prefix, resources), notify, timeout), ref
+        return here().begin(birth, notify, timeout), ref
     except Exception:
         loop.close_monitor(ref)
         raise
@@ -206,7 +199,7 @@ def _loop() -> Inside:
     return loop
 
 
-def _birth(server: Which, args: tuple[object, ...], name: str | None, prefix: str, resources: Resources) -> Birth:
+def birth_of(server: Which, args: tuple[object, ...], name: str | None, prefix: str, resources: Resources) -> Birth:
     loop = here().loop
     return Birth(server, args, name, prefix, loop.pid if loop else None, resources)
 
