@@ -69,22 +69,11 @@ def spawn_link(server: Which, *args: object, name: str | None = None, resources:
     return pid
 
 
-def spawn_monitor(
-    server: Which,
-    *args: object,
-    name: str | None = None,
-    prefix: str = "",
-    resources: Resources = NO_RESOURCES,
-    timeout: float | None = START_SECONDS,
-) -> tuple[Pid, Ref]:
-    """Like `spawn`, with a monitor from the first moment on, so that even an early end tells its reason."""
-    pid, ref = begin_monitor(birth_of(server, args, name, prefix, resources), timeout)
-    finish_monitor(pid, ref, timeout)
-    return pid, ref
-
-
 def begin_monitor(birth: Birth, timeout: float | None = START_SECONDS) -> tuple[Pid, Ref]:
-    """The first half of `spawn_monitor`: the process is there, its `init` may be under way. Raises AlreadyStarted."""
+    """Half of a `spawn`: the process is there, its `init` may be under way. Raises AlreadyStarted.
+
+    Its monitor is there from the first moment on, so that even an early end tells its reason.
+    """
     loop = _loop()
     ref, notify = loop.open_monitor()
     try:
