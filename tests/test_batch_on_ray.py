@@ -105,7 +105,8 @@ def test_a_stopped_job_ends_cleanly_and_a_second_submission_goes_on(jobs: Cluste
     stopped, again_id = (f"{name}-{token_hex(4)}" for name in ("stopped", "again"))  # another try is another job
     begun = jobs.submit(*command, submission_id=stopped)
     assert begun.returncode == 0, begun.stderr
-    wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 50)
+    wait_for(lambda: (output.exists() and output.read_bytes().count(b"\n") > 50) or has_ended(jobs, stopped))
+    assert not has_ended(jobs, stopped), jobs.logs(stopped)
     jobs.ask(f"/api/jobs/{stopped}/stop", "POST")  # `ray job stop`, without the time that a command takes to start
     assert end_of(jobs, stopped)["status"] == "STOPPED"
     assert "lines are done; the same command goes on" in jobs.logs(stopped)
@@ -127,8 +128,12 @@ def test_a_job_that_can_do_nothing_fails_with_the_reason_in_its_log(jobs: Cluste
     assert f"kernels: {missing_reason()}" in jobs.logs(failed), "a job is as quick as what is installed"
 
 
+def has_ended(jobs: Cluster, submission_id: str) -> bool:
+    return jobs.ask(f"/api/jobs/{submission_id}")["status"] not in ("PENDING", "RUNNING")
+
+
 def end_of(jobs: Cluster, submission_id: str) -> dict[str, object]:
-    wait_for(lambda: jobs.ask(f"/api/jobs/{submission_id}")["status"] not in ("PENDING", "RUNNING"))
+    wait_for(lambda: has_ended(jobs, submission_id))
     return jobs.ask(f"/api/jobs/{submission_id}")
 
 
