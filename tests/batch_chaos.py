@@ -79,7 +79,9 @@ def undisturbed(source: Path, output: Path, model: Path) -> dict[Any, str]:
 
 
 def begin(cluster: Cluster, source: Path, output: Path, model: Path) -> "subprocess.Popen[bytes]":
+    # Few lines at a time, so that some are left whenever it is killed: all at once they would end at once.
     command = [sys.executable, "-m", "deploy.jobs.batch", str(source), str(output), "--model", str(model)]
+    command += ["--batch-size", "16"]
     environment = cluster.environment | {"PYTHONPATH": python_path(cluster)}
     return subprocess.Popen([*command, "--address", cluster.address], cwd=ROOT, env=environment)
 

@@ -1,12 +1,24 @@
 """deploy/jobs/owner.py: a batch's system ends with its batch. On a given clock, without Ray."""
 
+import pytest
+
 from actors.exits import SHUTDOWN
 from actors.inline import Inline
 from actors.node import cast, join, spawn, whereis
+from actors.refusals import Unavailable
 from actors.supervision import Policy
 from actors.supervisor import Supervisor
 from actors.system_config import ROOT
-from deploy.jobs.owner import NAME, SILENCE_SECONDS, Here, owner_of_system, owner_spec
+from deploy.jobs.owner import (
+    BEAT_SECONDS,
+    NAME,
+    SILENCE_SECONDS,
+    Here,
+    Owned,
+    finds_its_system,
+    owner_of_system,
+    owner_spec,
+)
 
 
 def start() -> None:
@@ -17,7 +29,44 @@ def test_a_system_says_whose_it_is() -> None:
     with Inline():
         assert owner_of_system() is None
         start()
-        assert owner_of_system() == "this batch"
+        assert owner_of_system() == Owned("this batch", 0)
+
+
+def test_a_batch_finds_the_system_that_it_left_behind() -> None:
+    with Inline() as node:
+        assert not finds_its_system("this batch", node.advance)
+        start()
+        assert finds_its_system("this batch", node.advance)
+
+
+def test_a_batch_that_is_there_keeps_its_system_from_others() -> None:
+    with Inline() as node:
+        start()
+        began = node.now()
+
+        def wait(seconds: float) -> None:
+            node.advance(seconds)
+            if node.now() - began > BEAT_SECONDS:
+                cast(NAME, Here())
+
+        with pytest.raises(Unavailable, match="a system runs here already"):
+            finds_its_system("another batch", wait)
+
+
+def test_a_system_that_a_killed_batch_left_behind_is_waited_for() -> None:
+    with Inline() as node:
+        start()
+        began = node.now()
+        assert not finds_its_system("another batch", node.advance)
+        assert whereis(ROOT) is None
+        assert node.now() - began == pytest.approx(SILENCE_SECONDS, abs=2 * BEAT_SECONDS)
+
+
+def test_a_system_of_no_batch_is_not_waited_for() -> None:
+    with Inline() as node:
+        spawn(Supervisor, Policy(), [], name=ROOT)
+        with pytest.raises(Unavailable, match="a system runs here already"):
+            finds_its_system("this batch", node.advance)
 
 
 def test_as_long_as_the_batch_says_that_it_is_there_the_system_stays() -> None:

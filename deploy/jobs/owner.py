@@ -2,10 +2,13 @@
 
 A system's processes are detached, so that they outlive the program that started them. A batch's system shall not: a job
 that is killed would leave the model in the cluster's memory. So the batch says every second that it is there. One that
-is started again in time for the same lines finds the model still loaded, and takes it over.
+is started again in time for the same lines finds the model still loaded, and takes it over; any other waits until the
+system that nobody speaks for any more is gone.
 """
 
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from actors.envelope import ExitSignal
@@ -13,11 +16,14 @@ from actors.exits import SHUTDOWN, CallFailed
 from actors.genserver import GenServer, NoReply, Reply
 from actors.node import call, cast, here, now, send_after, whereis
 from actors.pid import From
+from actors.refusals import Unavailable
 from actors.supervision import ChildSpec
 from actors.system_config import ROOT
 
 SILENCE_SECONDS = 20.0
 BEAT_SECONDS = 1.0
+LOOK_SECONDS = 0.2  # at somebody else's system, which may be about to end
+MOST_LOOKS = round(2 * SILENCE_SECONDS / LOOK_SECONDS)
 ID = "batch"
 NAME = f"{ROOT}.{ID}"
 
@@ -32,13 +38,40 @@ class Whose:
     """Which batch is it?"""
 
 
-def owner_of_system() -> str | None:
-    """The batch that the system which runs belongs to; None if it belongs to none."""
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """The batch that a system belongs to, and how often that has said that it is there."""
+
+    batch: str
+    num_beats: int
+
+
+def owner_of_system() -> Owned | None:
+    """Of the system that runs; None if it belongs to no batch."""
     try:
-        batch: str = call(NAME, Whose())
+        owned: Owned = call(NAME, Whose())
     except CallFailed:
         return None
-    return batch
+    return owned
+
+
+def finds_its_system(batch: str, wait: Callable[[float], None] = time.sleep) -> bool:
+    """Whether one runs that an earlier start of this batch left behind. Unavailable if somebody else's is in use.
+
+    One that a batch which was killed has left behind soon ends, and is waited for; its silence gives it away.
+    """
+    first: Owned | None = None
+    for _ in range(MOST_LOOKS):
+        if whereis(ROOT) is None:
+            return False
+        owned = owner_of_system()
+        if owned is not None and owned.batch == batch:
+            return True
+        first = first or owned
+        if first is None or (owned is not None and owned != first):
+            break
+        wait(LOOK_SECONDS)
+    raise Unavailable("a system runs here already: use it with --connect, or end it with `genserve stop`")
 
 
 def owner_spec(batch: str, silence_seconds: float = SILENCE_SECONDS) -> ChildSpec:
@@ -50,13 +83,15 @@ class Owner(GenServer):
         self.batch = batch
         self.silence_seconds = silence_seconds
         self.heard_at = now()
+        self.num_beats = 0
         send_after(BEAT_SECONDS, "look")
 
     def handle_call(self, message: object, from_: From) -> Reply:
-        return Reply(self.batch)
+        return Reply(Owned(self.batch, self.num_beats))
 
     def handle_cast(self, message: object) -> NoReply:
         self.heard_at = now()
+        self.num_beats += 1
         return NoReply()
 
     def handle_info(self, message: object) -> NoReply:

@@ -14,13 +14,11 @@ from actors.exits import CallFailed
 from actors.ledger_options import LedgerOptions
 from actors.model_choice import ModelChoice, function_at
 from actors.model_loading import read_adapter
-from actors.node import whereis
-from actors.refusals import Unavailable
 from actors.system import running_config, start_system, stop
-from actors.system_config import ROOT, SystemConfig
+from actors.system_config import SystemConfig
 from deploy.jobs.answers import Answers, ClientAnswers
 from deploy.jobs.inline_answers import InlineAnswers
-from deploy.jobs.owner import Heartbeat, owner_of_system, owner_spec
+from deploy.jobs.owner import Heartbeat, finds_its_system, owner_spec
 from engine.adapter import Adapter
 from engine.engine import Engine
 
@@ -93,13 +91,10 @@ def join(address: str | None) -> None:
 
 def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> SystemConfig:
     """The system to start, or the one that is there and is ours."""
-    if whereis(ROOT) is None:
-        directory = tempfile.mkdtemp(prefix="genserve-batch-")
-        doors = (owner_spec(batch),)
-        return SystemConfig(choice, directory, limits=limits, is_public=False, doors=doors)
-    if owner_of_system() != batch:
-        raise Unavailable("a system runs here already: use it with --connect, or end it with `genserve stop`")
-    return running_config()
+    if finds_its_system(batch):
+        return running_config()
+    directory = tempfile.mkdtemp(prefix="genserve-batch-")
+    return SystemConfig(choice, directory, limits=limits, is_public=False, doors=(owner_spec(batch),))
 
 
 def names_of(choice: ModelChoice) -> tuple[str, ...]:
