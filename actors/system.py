@@ -80,12 +80,12 @@ def connect(address: str = "auto", tenant: str = "") -> Client:
 
 
 def running_config() -> SystemConfig:
-    """What the system that runs here was made from, read off its first request server's spec."""
+    """What the system that runs here was made from, read off its watchdog's spec."""
     try:
-        requests = child_spec_of(ROOT, "requests", ANSWER_SECONDS)
+        watchdog = child_spec_of(ROOT, "watchdog", ANSWER_SECONDS)
     except CallFailed as trouble:
         raise Unavailable(f"the system does not answer: {trouble}") from None
-    config: SystemConfig = requests.start[2][0].start[1]
+    config: SystemConfig = watchdog.start[1]
     return config
 
 

@@ -28,6 +28,7 @@ class SystemConfig:
     max_seconds: float = 5.0
     watch_seconds: float = 0.2  # between two looks of the watchdog
     is_public: bool = True  # for other programs: a registry, and a handle for those that know only Ray
+    is_flat: bool = False  # the root supervises all by itself: fewer processes beside the model
     resources: Resources = NO_RESOURCES  # of each model server
     doors: tuple[ChildSpec, ...] = ()  # more children, after the request servers: the HTTP server
 
@@ -41,7 +42,7 @@ class SystemConfig:
 
     @property
     def models_supervisor(self) -> str:
-        return f"{ROOT}.models"
+        return ROOT if self.is_flat else f"{ROOT}.models"
 
     def journal_directory(self, partition: int) -> Path:
         return Path(self.directory) / f"requests-{partition}"

@@ -8,6 +8,8 @@
     +- handle                the public actor for programs that know only Ray, where there is a registry
     +- watchdog              sees progress stop
 
+In a flat tree the root has the model servers and the request servers itself; their names are the same.
+
 The children find each other by name, and again after a death, so none has to be started anew because another was.
 With rest_for_one the death of the models' supervisor ended the request servers first; a root that was killed in the
 middle of that left nobody to bring it back.
@@ -87,41 +89,53 @@ def forgiving(window: RestartWindow) -> RestartWindow:
 
 def root_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
     """The children of the root: begun in this order, ended in the reverse one."""
-    policy = Policy("one_for_one", config.max_restarts, config.max_seconds)
-    models = ("actors.tree:ModelSupervisor", policy, model_children(config))
-    requests = ("actors.tree:SteadySupervisor", policy, request_children(config))
     registries = (ChildSpec("registry", ("actors.registry:Registry",)),) if config.is_public else ()
     handles = (ChildSpec("handle", ("actors.handle:HandleKeeper", config)),) if config.is_public else ()
     return (
         *registries,
-        ChildSpec("models", models, type="supervisor"),
-        ChildSpec("requests", requests, type="supervisor"),
+        *(workers(config) if config.is_flat else supervisors(config)),
         *config.doors,
         *handles,
         ChildSpec("watchdog", ("actors.watchdog:Watchdog", config)),
     )
 
 
-def model_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
+def supervisors(config: SystemConfig) -> tuple[ChildSpec, ...]:
+    models = ("actors.tree:ModelSupervisor", policy_of(config), model_children(config, f"{ROOT}.models."))
+    requests = ("actors.tree:SteadySupervisor", policy_of(config), request_children(config, f"{ROOT}.requests."))
+    return ChildSpec("models", models, type="supervisor"), ChildSpec("requests", requests, type="supervisor")
+
+
+def workers(config: SystemConfig) -> tuple[ChildSpec, ...]:
+    return *model_children(config, f"{ROOT}."), *request_children(config, f"{ROOT}.")
+
+
+def model_children(config: SystemConfig, prefix: str) -> tuple[ChildSpec, ...]:
     start = ("actors.model_server:ModelServer", config.choice, config.directory, config.partition_names)
     return tuple(
-        ChildSpec(name.rpartition(".")[2], start, resources=config.resources, shutdown=2.0)
+        ChildSpec(name.removeprefix(prefix), start, resources=config.resources, shutdown=2.0)
         for name in config.model_names
     )
 
 
-def request_children(config: SystemConfig) -> tuple[ChildSpec, ...]:
+def request_children(config: SystemConfig, prefix: str) -> tuple[ChildSpec, ...]:
     return tuple(
-        ChildSpec(name.rpartition(".")[2], ("actors.request_server:RequestServer", config, number, True), shutdown=2.0)
+        ChildSpec(
+            name.removeprefix(prefix), ("actors.request_server:RequestServer", config, number, True), shutdown=2.0
+        )
         for number, name in enumerate(config.partition_names)
     )
 
 
+def policy_of(config: SystemConfig) -> Policy:
+    return Policy("one_for_one", config.max_restarts, config.max_seconds)
+
+
 def start_root(config: SystemConfig) -> Pid:
     """The root supervisor: started, or found where another was quicker."""
-    policy = Policy("one_for_one", config.max_restarts, config.max_seconds)
+    kind = "actors.tree:ModelSupervisor" if config.is_flat else "actors.tree:SteadySupervisor"
     try:
-        return spawn("actors.tree:SteadySupervisor", policy, root_children(config), name=ROOT, timeout=None)
+        return spawn(kind, policy_of(config), root_children(config), name=ROOT, timeout=None)
     except AlreadyStarted as taken:
         return taken.pid
 

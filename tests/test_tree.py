@@ -1,6 +1,7 @@
-"""The tree's own supervisors, inline: children that start side by side."""
+"""The tree: its own supervisors, inline, whose children start side by side; and the flat one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,9 @@ from actors.inline import Inline
 from actors.node import spawn, whereis
 from actors.supervision import ChildSpec, Policy
 from actors.supervisor import which_children
-from actors.tree import SteadySupervisor
+from actors.system_config import ROOT
+from actors.tree import SteadySupervisor, root_children
+from tests.serving import tiny_system
 
 
 class Reluctant(GenServer):
@@ -52,3 +55,12 @@ class Forgetful(list[str]):
 
     def count(self, value: object) -> int:
         return 1
+
+
+def test_in_a_flat_tree_the_root_has_all_processes_under_the_names_that_they_have_elsewhere(tmp_path: Path) -> None:
+    config = tiny_system(tmp_path, is_flat=True, replicas=2, partitions=2)
+    specs = root_children(config)
+    assert {spec.type for spec in specs} == {"worker"}
+    names = [f"{ROOT}.{spec.id}" for spec in specs]
+    assert names == [*config.model_names, *config.partition_names, f"{ROOT}.watchdog"]
+    assert config.models_supervisor == ROOT, "who is told which death was a request's doing"

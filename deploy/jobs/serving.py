@@ -94,7 +94,8 @@ def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> System
     if finds_its_system(batch):
         return running_config()
     directory = tempfile.mkdtemp(prefix="genserve-batch-")
-    return SystemConfig(choice, directory, limits=limits, is_public=False, doors=(owner_spec(batch),))
+    doors = (owner_spec(batch),)
+    return SystemConfig(choice, directory, limits=limits, is_public=False, is_flat=True, doors=doors)
 
 
 def names_of(choice: ModelChoice) -> tuple[str, ...]:
