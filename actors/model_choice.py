@@ -19,7 +19,7 @@ class ModelChoice:
     options: EngineOptions = field(default_factory=EngineOptions)
     adapters: tuple[tuple[str, str], ...] = ()  # name, folder
     make_engine: str = "actors.model_loading:make_engine"
-    make_tokenizer: str = "actors.model_loading:make_tokenizer"
+    make_tokenizer: str = "actors.tokenizer_loading:make_tokenizer"
     read_adapter: str = "actors.model_loading:read_adapter"
 
 

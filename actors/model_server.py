@@ -16,35 +16,20 @@ from actors.envelope import Down
 from actors.genserver import Continue, GenServer, NoReply, Reply
 from actors.messages import Abort, Attach, Detach, Events, Hello, ModelLeaving, ModelUp, Run, Turned
 from actors.model_choice import ModelChoice, function_at
-from actors.node import call, cast, me, monitor, now, send, send_after, whereis
+from actors.model_stats import AskStats, ModelServerStats
+from actors.node import cast, me, monitor, now, send, send_after, whereis
 from actors.on_board import Given, OnBoard
 from actors.pid import From, Pid, Ref, Server
 from actors.progress import BEAT_SECONDS, Progress, last_lesson, progress_path, remove_traces
 from actors.step_clock import StepClock
 from engine.event import AdapterWanted, Event
 from engine.refusal import Refusal
-from engine.stats import EngineStats
 from engine.wire import pack_events, unpack_request
 
 log = logging.getLogger(__name__)
 KEPT_TRACES = 8  # progress files of earlier lives
 LOAD_SECONDS = 600.0  # that reading weights may take
 QUIET_BEATS = 8  # in a row, and there is time for what can wait
-
-
-@dataclass(frozen=True, slots=True)
-class ModelServerStats:
-    is_ready: bool
-    num_requests: int
-    alone: str | None
-    born_at: float  # on the node's clock
-    load_seconds: float
-    process_id: int
-    engine: EngineStats
-
-
-@dataclass(frozen=True, slots=True)
-class _Stats: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +42,6 @@ class _Step: ...
 
 @dataclass(frozen=True, slots=True)
 class _Beat: ...
-
-
-def stats(server: Server, timeout: float | None = 5.0) -> ModelServerStats:
-    """What it does and has done; answered between two steps."""
-    answer = call(server, _Stats(), timeout)
-    assert isinstance(answer, ModelServerStats)
-    return answer
 
 
 def drain(server: Server) -> None:
@@ -105,7 +83,7 @@ class ModelServer(GenServer):
 
     def handle_call(self, message: object, from_: From) -> Reply:
         match message:
-            case _Stats():
+            case AskStats():
                 return Reply(self.stats())
             case Attach() | Detach():
                 return Reply(self.change_adapters(message))

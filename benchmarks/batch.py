@@ -18,9 +18,9 @@ from typing import Any
 
 from actors.model_choice import ModelChoice
 from actors.model_loading import make_engine
-from deploy.jobs import serving
 from deploy.jobs.asked import asked_plainly
 from deploy.jobs.carrying_out import carry_out
+from deploy.jobs.inline_serving import inline as inline_serving
 from deploy.jobs.meter import Figures
 from deploy.jobs.order import add_arguments, order_of
 from engine.event import TokenEvent
@@ -69,7 +69,7 @@ def bare(choice: ModelChoice, num_lines: int, batch_size: int) -> float:
 def inline(choice: ModelChoice, num_lines: int, batch_size: int) -> float:
     with TemporaryDirectory() as place:
         source = write_lines(Path(place, "in.jsonl"), lines(num_lines))
-        with serving.inline(choice) as served:
+        with inline_serving(choice) as served:
             began = time.monotonic()
             book = run_batch(source, Path(place, "out.jsonl"), served.answers, max_in_flight=2 * batch_size)
             return book.tally.completion_tokens / (time.monotonic() - began)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors import chaos, model_server, process, sys, system
+from actors import chaos, model_stats, process, sys, system
 from actors.envelope import Down
 from actors.exits import CallFailed
 from actors.node import whereis
@@ -77,7 +77,7 @@ def resting(config: SystemConfig) -> set[str]:
     """Model servers that have no request, of those that are ready."""
     if not config.spares:
         return set()
-    return {name for name in config.model_names if not model_server.stats(name, 10.0).num_requests}
+    return {name for name in config.model_names if not model_stats.stats(name, 10.0).num_requests}
 
 
 def watch_the_watchers(config: SystemConfig) -> None:
@@ -94,7 +94,7 @@ def stages_of(config: SystemConfig, began: float, seen: float) -> dict[str, floa
             return {"noticed": noticed - began, "re-prefilled": seen - noticed}
         noticed = min(moment for moment in downs(config.models_supervisor) if moment > began)
         (name,) = config.model_names
-        found = model_server.stats(name, 10.0)
+        found = model_stats.stats(name, 10.0)
     except (CallFailed, ValueError):
         return {}
     ready = found.born_at + found.load_seconds

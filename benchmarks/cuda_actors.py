@@ -10,7 +10,7 @@ import time
 
 from actors import tree, watchdog
 from actors.model_choice import ModelChoice
-from actors.model_loading import ByteTokenizer
+from actors.tokenizer_loading import ByteTokenizer
 from actors.tree import TreeNode
 from benchmarks.cuda_models import CONFIGS, engine_of, made_up
 from engine.engine import Engine
@@ -70,7 +70,7 @@ def below(node: TreeNode | None) -> list[TreeNode]:
 
 def main(mode: str) -> None:
     path = "benchmarks.cuda_actors:make_engine"
-    choice = ModelChoice("made up", make_engine=path, make_tokenizer="actors.model_loading:bytes_tokenizer")
+    choice = ModelChoice("made up", make_engine=path, make_tokenizer="actors.tokenizer_loading:bytes_tokenizer")
     if mode == "bare":
         engine = make_engine(choice)
         seconds = [run_bare(engine, number) for number in range(4)]

@@ -16,8 +16,6 @@ from engine.refusal import BadRequest, BrokenFile, PromptTooLong, Refusal
 from engine.vocabulary import Vocabulary
 from loaders.chat import Chat
 from loaders.control_tokens import ControlTokens, rename
-from loaders.gguf import read_gguf
-from loaders.gguf_tokenizer import tokenizer_spec
 from loaders.progress import OnProgress, ignore_progress
 from loaders.sources import locate
 from loaders.token_bytes import parse_decoder
@@ -208,4 +206,7 @@ def load_tokenizer(source: str | Path, on_progress: OnProgress = ignore_progress
     path = locate(source, on_progress)
     if path.is_dir():
         return Tokenizer(read_spec(path))
+    from loaders.gguf import read_gguf  # with NumPy, which many a process needs for nothing else
+    from loaders.gguf_tokenizer import tokenizer_spec
+
     return Tokenizer(tokenizer_spec(read_gguf(path).metadata))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.model_choice import ModelChoice
-from actors.model_loading import make_tokenizer
+from actors.tokenizer_loading import make_tokenizer
 from deploy.jobs.asked import asked_plainly
+from deploy.jobs.inline_serving import inline
 from deploy.jobs.openai_lines import OpenAILines
-from deploy.jobs.serving import inline
 from engine.options import EngineOptions
 from tests.batches import run_batch, written
 from tests.ray_cluster import ROOT, Cluster

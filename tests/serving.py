@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.model_choice import ModelChoice
-from actors.model_loading import ByteTokenizer
 from actors.system_config import SystemConfig
+from actors.tokenizer_loading import ByteTokenizer
 from engine.adapter import Adapter
 from engine.engine import Engine
 from engine.event import Event
@@ -35,7 +35,7 @@ def tiny_choice(directory: Path, **changes: Any) -> ModelChoice:
         OPTIONS,
         adapters=(("red", "1"), ("blue", "2")),
         make_engine="tests.serving:make_engine",
-        make_tokenizer="actors.model_loading:bytes_tokenizer",
+        make_tokenizer="actors.tokenizer_loading:bytes_tokenizer",
         read_adapter="tests.serving:read_adapter",
     )
     return replace(choice, **changes)

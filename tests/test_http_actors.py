@@ -74,7 +74,7 @@ def open_system(directory: Path) -> tuple[SystemConfig, int]:
     plain = tiny_system(directory, partitions=2)
     write_tokenizer(plain.choice.source)
     words: dict[str, Any] = {
-        "make_tokenizer": "actors.model_loading:make_tokenizer",
+        "make_tokenizer": "actors.tokenizer_loading:make_tokenizer",
         "read_adapter": "actors.model_loading:read_adapter",
         "adapters": (),
     }

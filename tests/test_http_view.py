@@ -45,7 +45,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, EngineStats]:
 
     monkeypatch.setattr(actor_view, "whereis", lambda name: name)
     monkeypatch.setattr(actor_view.sys, "statistics", lambda pid, timeout: SimpleNamespace(is_suspended=False))
-    monkeypatch.setattr(actor_view.model_server, "stats", stats_of)
+    monkeypatch.setattr(actor_view.model_stats, "stats", stats_of)
     monkeypatch.setattr(actor_view.request_server, "stats", lambda name, timeout: RequestServerStats(is_open=True))
     return told
 

@@ -2,7 +2,7 @@
 
 from actors.asking import ask_of, request_of
 from actors.model_choice import ModelChoice
-from actors.model_loading import ByteTokenizer, bytes_tokenizer
+from actors.tokenizer_loading import ByteTokenizer, bytes_tokenizer
 from engine.limits import Capacity
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors import model_server, request_server
+from actors import model_stats, request_server
 from actors.asking import ask_of
 from actors.exits import KILL, SHUTDOWN
 from actors.inline import Inline
@@ -264,7 +264,7 @@ def test_a_cancel_frees_the_engine_within_a_step(tmp_path: Path) -> None:
         steps(made, 30)
         assert request_server.cancel(made.requests, request.id) is True
         assert request_server.cancel(made.requests, request.id) is False
-        engine = model_server.stats(made.model).engine
+        engine = model_stats.stats(made.model).engine
         assert engine.num_running == 0 and engine.used_blocks == 0
         with pytest.raises(UnknownRequest):
             request_server.cancel(made.requests, "nobody")
@@ -433,7 +433,7 @@ def test_who_runs_alone_sets_the_others_aside_and_they_come_back_with_what_they_
         # the sixth as a suspect: straight to the model server, which is asked what it does with it
         cast(made.model, Run(made.requests, (pack_request(requests[5]),), is_alone=True))
         steps(made, 2)
-        assert model_server.stats(made.model).alone in (requests[5].id, None)
+        assert model_stats.stats(made.model).alone in (requests[5].id, None)
         made.node.run()
         expected = undisturbed(tmp_path, requests, quick_engine)
         parts = made.poll(*requests[:5])

@@ -13,6 +13,7 @@ from actors.model_choice import ModelChoice
 from actors.system import default_directory, start_system, stay, stop
 from actors.system_config import SystemConfig
 from actors.tree import STOPPED
+from deploy.cli.named_path import name_and_path
 from deploy.cli.progress import errors, shown_progress
 from deploy.http.door_config import HOST, PORT, DoorConfig, door_spec
 from deploy.http.keys import NO_KEYS, Keys
@@ -147,10 +148,3 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
 
 def keys_of(arguments: argparse.Namespace) -> Keys:
     return NO_KEYS if arguments.keys is None else Keys.read(arguments.keys)
-
-
-def name_and_path(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not equals or not name or not path:
-        raise BadRequest(f"an adapter is given as NAME=PATH; got {text!r}", "adapter")
-    return name, path

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.tree import Tree
 
-from actors import model_server, request_server
+from actors import model_stats, request_server
 from actors.chaos import PLACES, process_id_of
 from actors.exits import CallFailed
 from actors.pid import Pid
@@ -61,7 +61,7 @@ def stats_of(pid: Pid) -> dict[str, Any] | None:
         if pid.name.startswith(PLACES["request"]):
             return asdict(request_server.stats(pid, ANSWER_SECONDS))
         if pid.name.startswith(PLACES["model"]):
-            return asdict(model_server.stats(pid, ANSWER_SECONDS))
+            return asdict(model_stats.stats(pid, ANSWER_SECONDS))
     except CallFailed:
         pass
     return None

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actors import model_server, request_server, sys
+from actors import model_stats, request_server, sys
 from actors.exits import CallFailed
 from actors.node import whereis
 from actors.request_stats import RequestServerStats
@@ -49,7 +49,7 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
         try:
             is_suspended |= sys.statistics(pid, ANSWER_SECONDS).is_suspended
             if not is_suspended:
-                engines[name] = model_server.stats(pid, ANSWER_SECONDS).engine
+                engines[name] = model_stats.stats(pid, ANSWER_SECONDS).engine
         except CallFailed:
             continue
     counts: Counter[str] = Counter()

@@ -5,24 +5,26 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import cache, partial
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from actors.model_choice import function_at
+from actors.model_choice import ModelChoice, function_at
 from deploy.jobs.asked import Asked, asked_plainly
 from deploy.jobs.book import Book
 from deploy.jobs.custom_ids import CustomIds
 from deploy.jobs.input_file import InputFile, survey
 from deploy.jobs.lines import Line, read_lines
 from deploy.jobs.meter import Figures, Meter
-from deploy.jobs.openai_lines import OpenAILines
 from deploy.jobs.order import Order, settings_of
 from deploy.jobs.raw_lines import raw_lines
 from deploy.jobs.run import Run
-from deploy.jobs.serving import Serving, inline, names_of, own_system, running_system
+from deploy.jobs.serving import Serving, names_of
 from loaders.progress import OnProgress
+
+if TYPE_CHECKING:
+    from deploy.jobs.openai_lines import OpenAILines
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -45,6 +47,8 @@ def carry_out(order: Order, onlooker: Onlooker) -> int:
 
 
 def on_running_system(order: Order, source: InputFile, onlooker: Onlooker) -> int:
+    from deploy.jobs.system_serving import running_system  # with Ray, as below
+
     with (
         running_system(order.address or "auto") as serving,
         closing(Book(order.places, source, settings_of(order, serving.choice))) as book,
@@ -62,10 +66,20 @@ def on_own_system(order: Order, source: InputFile, onlooker: Onlooker) -> int:
         if not book.is_complete:
             onlooker.say(f"starting {choice.source}")
             batch = f"{source.digest} {order.places.results.absolute()}"
-            own = inline(choice) if order.is_inline else own_system(choice, batch, order.limits, cluster_of(order))
-            with own as serving:
+            with own_serving(order, choice, batch) as serving:
                 ask_all(order, source, serving, book, onlooker)
         return tell_end(order, book, onlooker)
+
+
+def own_serving(order: Order, choice: ModelChoice, batch: str) -> AbstractContextManager[Serving]:
+    """Imported where it is wanted, for the one comes with MLX, and the other with Ray."""
+    if order.is_inline:
+        from deploy.jobs.inline_serving import inline
+
+        return inline(choice)
+    from deploy.jobs.system_serving import own_system
+
+    return own_system(choice, batch, order.limits, cluster_of(order))
 
 
 def cluster_of(order: Order) -> str | None:
@@ -96,11 +110,16 @@ def asking(order: Order, serving: Serving) -> Callable[[Line], Asked]:
     """What lines come to, for this model and its adapters."""
     choice = serving.choice
     names = names_of(choice) if order.is_connecting else (order.model, *names_of(choice))
-    load_tokenizer = partial(function_at(choice.make_tokenizer), choice)
-    openai = OpenAILines(load_tokenizer, names, serving.adapters, time.time)
+
+    @cache
+    def openai() -> "OpenAILines":
+        from deploy.jobs.openai_lines import OpenAILines  # with the door's words, of which plain lines have no need
+
+        load_tokenizer = partial(function_at(choice.make_tokenizer), choice)
+        return OpenAILines(load_tokenizer, names, serving.adapters, time.time)
 
     def ask(line: Line) -> Asked:
-        return asked_plainly(line, order.defaults) if line.url is None else openai.asked(line, order.defaults)
+        return asked_plainly(line, order.defaults) if line.url is None else openai().asked(line, order.defaults)
 
     return ask
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.ledger_options import LedgerOptions
 from actors.model_choice import ModelChoice
-from deploy.cli.serve import name_and_path
+from deploy.cli.named_path import name_and_path
 from deploy.jobs.book import Places
 from engine.limits import check_integer, check_real
 from engine.options import EngineOptions
