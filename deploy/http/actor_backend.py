@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from actors import sys
 from actors.adapter_book import AdapterBook, BookedAdapter
@@ -36,8 +36,10 @@ from engine.completion import Completion
 from engine.limits import Capacity
 from engine.refusal import Refusal, Unsupported
 from engine.request import Request
-from loaders.adapters import describe_adapter
 from loaders.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from loaders.adapter_description import AdapterDescription
 
 LOOK_SECONDS = 0.5  # between two looks while somebody watches, or while not all is well
 QUIET_SECONDS, QUIET_TREE_SECONDS = 1.0, 4.0  # and else: a look is a message to every process
@@ -190,7 +192,7 @@ class ActorBackend:
         if name not in self._cards or self._cards[name].version != version:
             rank = num_bytes = 0
             with contextlib.suppress(Refusal):
-                found = await asyncio.to_thread(describe_adapter, Path(booked.path))
+                found = await asyncio.to_thread(described, booked)
                 rank, num_bytes = found.rank, found.num_bytes
             self._cards[name] = AdapterCard(name, version, rank, num_bytes, time.time())
         return self._cards[name]
@@ -282,3 +284,10 @@ async def asking(question: Callable[[], Result], threads: ThreadPoolExecutor | N
         return await asyncio.get_running_loop().run_in_executor(threads, question)
     except CallFailed as trouble:
         raise Unavailable(f"a process does not answer: {trouble}") from None
+
+
+def described(booked: BookedAdapter) -> "AdapterDescription":
+    """What its files say. Only then is MLX imported, of which the door has no other need."""
+    from loaders.adapters import describe_adapter
+
+    return describe_adapter(Path(booked.path))
