@@ -105,9 +105,19 @@ INLINE size_t offset_of(const Matrix& w, int first) {
   return scales + static_cast<size_t>(first) * w.bits * BLOCK / 8;
 }
 
+// Whoever does little with a weight reads as fast as memory gives it, and asks for a page more: by itself the machine
+// reads ahead to a page's end, and waits there.
+enum class Pace { OWN, MEMORY };
+constexpr int BYTES_AHEAD = 4096;
+template <Pace PACE>
+INLINE void ask_ahead(const uint8_t* weights, int lane, int bytes) {
+  if (PACE == Pace::MEMORY && lane == 0)
+    for (int at = 0; at < bytes; at += LINE) prefetch(weights + BYTES_AHEAD + at);
+}
+
 // Calls step(w, k) for each of a block's columns [first, last), k counted from `first`, w being NV vectors of weights
 // of outputs from `lane` on.
-template <int BITS, int NV, class Step>
+template <int BITS, int NV, Pace PACE, class Step>
 INLINE void each_quantized(const Matrix& w, const uint8_t* block, int lane, int first, int last, const Step& step) {
   const int lane_bytes = lane * (BITS == 8 ? 1 : 4);
   const uint8_t* p = block + offset_of(w, first);
@@ -116,15 +126,18 @@ INLINE void each_quantized(const Matrix& w, const uint8_t* block, int lane, int 
     p += 2 * scale_bytes(w.scales);
     for (int unit = 0; unit < w.group; unit += UNIT) {
       const int start = k - first + unit;
+      ask_ahead<PACE>(p, lane, BITS * BLOCK * 4);
       each_column<BITS, NV>(
           p + lane_bytes, scales, [&](const Vec* weights, int j) ALWAYS_INLINE { step(weights, start + j); });
       p += BITS * BLOCK * 4;
     }
   }
 }
-template <Format FORMAT, int NV, class Step>
+template <Format FORMAT, int NV, Pace PACE, class Step>
 INLINE void each_float(const uint8_t* block, int lane, int first, int last, const Step& step) {
+  const int bytes = scale_bytes(FORMAT);  // of a column
   for (int k = first; k < last; ++k) {
+    ask_ahead<PACE>(block + static_cast<size_t>(k) * bytes, lane, bytes);
     Vec weights[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v)
@@ -134,21 +147,21 @@ INLINE void each_float(const uint8_t* block, int lane, int first, int last, cons
 }
 
 // Calls `each<NV>(step)` with the reader of the matrix' columns, whatever its format.
-template <int NV, class Step>
+template <int NV, Pace PACE, class Step>
 INLINE void each_weight(const Matrix& w, const uint8_t* block, int lane, int first, int last, const Step& step) {
   switch (w.format) {
-    case Format::float32: return each_float<Format::float32, NV>(block, lane, first, last, step);
-    case Format::float16: return each_float<Format::float16, NV>(block, lane, first, last, step);
-    case Format::bfloat16: return each_float<Format::bfloat16, NV>(block, lane, first, last, step);
+    case Format::float32: return each_float<Format::float32, NV, PACE>(block, lane, first, last, step);
+    case Format::float16: return each_float<Format::float16, NV, PACE>(block, lane, first, last, step);
+    case Format::bfloat16: return each_float<Format::bfloat16, NV, PACE>(block, lane, first, last, step);
     default: break;
   }
   switch (w.bits) {
-    case 2: return each_quantized<2, NV>(w, block, lane, first, last, step);
-    case 3: return each_quantized<3, NV>(w, block, lane, first, last, step);
-    case 4: return each_quantized<4, NV>(w, block, lane, first, last, step);
-    case 5: return each_quantized<5, NV>(w, block, lane, first, last, step);
-    case 6: return each_quantized<6, NV>(w, block, lane, first, last, step);
-    default: return each_quantized<8, NV>(w, block, lane, first, last, step);
+    case 2: return each_quantized<2, NV, PACE>(w, block, lane, first, last, step);
+    case 3: return each_quantized<3, NV, PACE>(w, block, lane, first, last, step);
+    case 4: return each_quantized<4, NV, PACE>(w, block, lane, first, last, step);
+    case 5: return each_quantized<5, NV, PACE>(w, block, lane, first, last, step);
+    case 6: return each_quantized<6, NV, PACE>(w, block, lane, first, last, step);
+    default: return each_quantized<8, NV, PACE>(w, block, lane, first, last, step);
   }
 }
 

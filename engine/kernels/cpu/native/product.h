@@ -58,7 +58,7 @@ void direct_tile(const Matrix& w, const uint8_t* block, const float* x, float* o
       const float* columns = x + static_cast<size_t>(first) * WIDTH;
       Sums<NV, WIDTH> sums;
       sums.clear();
-      each_weight<NV>(w, block, lane, first, last, [&](const Vec* weights, int k) ALWAYS_INLINE {
+      each_weight<NV, Pace::MEMORY>(w, block, lane, first, last, [&](const Vec* weights, int k) ALWAYS_INLINE {
         sums.step(weights, columns + k * WIDTH);
       });
       sums.flush(out + lane, first == 0);
@@ -69,7 +69,7 @@ void direct_tile(const Matrix& w, const uint8_t* block, const float* x, float* o
 INLINE void widen_weights(const Matrix& w, const uint8_t* block, int first, int last, float* panel) {
   constexpr int NV = 2;
   for (int lane = 0; lane < BLOCK; lane += NV * LANES)
-    each_weight<NV>(w, block, lane, first, last, [&](const Vec* weights, int k) ALWAYS_INLINE {
+    each_weight<NV, Pace::OWN>(w, block, lane, first, last, [&](const Vec* weights, int k) ALWAYS_INLINE {
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) store(panel + k * BLOCK + lane + v * LANES, weights[v]);
     });
