@@ -62,6 +62,15 @@ def test_a_system_that_a_killed_batch_left_behind_is_waited_for() -> None:
         assert node.now() - began == pytest.approx(SILENCE_SECONDS, abs=2 * BEAT_SECONDS)
 
 
+def test_a_system_that_does_not_end_is_not_waited_for_for_ever() -> None:
+    with Inline() as node:
+        spawn(Supervisor, Policy(), [owner_spec("this batch", silence_seconds=1000.0)], name=ROOT)
+        began = node.now()
+        with pytest.raises(Unavailable, match="a system runs here already"):
+            finds_its_system("another batch", node.advance)
+        assert node.now() - began == pytest.approx(2 * SILENCE_SECONDS, abs=BEAT_SECONDS)
+
+
 def test_a_system_of_no_batch_is_not_waited_for() -> None:
     with Inline() as node:
         spawn(Supervisor, Policy(), [], name=ROOT)

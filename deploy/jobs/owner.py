@@ -23,7 +23,6 @@ from actors.system_config import ROOT
 SILENCE_SECONDS = 20.0
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.2  # at somebody else's system, which may be about to end
-MOST_LOOKS = round(2 * SILENCE_SECONDS / LOOK_SECONDS)
 ID = "batch"
 NAME = f"{ROOT}.{ID}"
 
@@ -60,18 +59,17 @@ def finds_its_system(batch: str, wait: Callable[[float], None] = time.sleep) -> 
 
     One that a batch which was killed has left behind soon ends, and is waited for; its silence gives it away.
     """
-    first: Owned | None = None
-    for _ in range(MOST_LOOKS):
-        if whereis(ROOT) is None:
-            return False
+    first, until = None, now() + 2 * SILENCE_SECONDS
+    while whereis(ROOT) is not None:
         owned = owner_of_system()
         if owned is not None and owned.batch == batch:
             return True
         first = first or owned
-        if first is None or (owned is not None and owned != first):
-            break
+        is_in_use = first is None or (owned is not None and owned != first)
+        if is_in_use or now() > until:
+            raise Unavailable("a system runs here already: use it with --connect, or end it with `genserve stop`")
         wait(LOOK_SECONDS)
-    raise Unavailable("a system runs here already: use it with --connect, or end it with `genserve stop`")
+    return False
 
 
 def owner_spec(batch: str, silence_seconds: float = SILENCE_SECONDS) -> ChildSpec:
