@@ -12,14 +12,17 @@ namespace genserve::ISA {
 
 INLINE float minus_infinity() { return -__builtin_inff(); }
 
-constexpr int AHEAD = 8;      // keys between one that is worked on and one that is asked for
 constexpr int TOGETHER = 32;  // values that are added for one head before the next has its turn
 
-constexpr int padded(int size) { return (size + LANES - 1) / LANES * LANES; }
+// Sizes that are known when this is compiled fill their vectors.
+template <int SIZE>
+INLINE HeadSize<SIZE> padded(HeadSize<SIZE> size) {
+  return HeadSize<SIZE>{(size + LANES - 1) / LANES * LANES};
+}
 
 // Products of N queries with four keys, summed over runs of four lanes.
 template <int N, class Keys>
-INLINE void score(const float* const* q, const Keys& keys, int head, int key, int last, int size, Vec* runs) {
+INLINE void score(const float* const* q, const Keys& keys, int head, int key, int last, auto size, Vec* runs) {
   const auto key0 = keys(key < last ? key : last - 1, head), key1 = keys(key + 1 < last ? key + 1 : last - 1, head);
   const auto key2 = keys(key + 2 < last ? key + 2 : last - 1, head);
   const auto key3 = keys(key + 3 < last ? key + 3 : last - 1, head);
@@ -84,7 +87,7 @@ INLINE void add_values(
 
 template <int N, class Values>
 void add_values(
-    const float* weights, const Values& values, int head, int first, int last, int size, float* out) {
+    const float* weights, const Values& values, int head, int first, int last, auto size, float* out) {
   if (first >= last) return;
   int i = 0;
   constexpr int V = N * 4 + N < REGISTERS ? 4 : 2;  // vectors of sums that fit into the registers
@@ -126,7 +129,7 @@ INLINE Run seen(const Queries& queries, int n, int first, int last) {
 // Each query sees its own run of keys: what all N see goes together, the rest one by one, always in order.
 template <int N, class Values>
 void add_values_of(
-    const Queries& queries, int n0, const float* weights, const Values& values, int head, Run run, int size,
+    const Queries& queries, int n0, const float* weights, const Values& values, int head, Run run, auto size,
     float* out) {
   Run joint = run;
   for (int n = n0; n < n0 + N; ++n) joint = seen(queries, n, joint.first, joint.last);
@@ -163,14 +166,22 @@ INLINE Run span(const Queries& queries) {
   return run;
 }
 
+// Nobody has asked for the first ones.
+template <class Vectors>
+INLINE void ask_first(const Vectors& vectors, Run run, int num_heads) {
+  for (int key = run.first; key < run.last && key < run.first + AHEAD; ++key)
+    for (int head = 0; head < num_heads; ++head) vectors.ask(key, head);
+}
+
 // Keys outermost, so that the cache is read in its own order.
 template <class Keys, class Values>
 void attend_with(
-    const Queries& queries, Keys keys, Values values, int num_heads, int size, float* scores,
+    const Queries& queries, Keys keys, Values values, int num_heads, auto size, float* scores,
     Partial* partials, float* out) {
   const Run run = span(queries);
   const int each = queries.count / num_heads;
   Vec runs[MAX_QUERIES][LANES / 4];
+  ask_first(keys, run, num_heads);
   for (int key = run.first; key < run.last; key += LANES) {
     for (int head = 0; head < num_heads; ++head)
       for (int n = head * each; n < (head + 1) * each; n += 4)
@@ -181,6 +192,7 @@ void attend_with(
         }
     for (int n = 0; n < queries.count; ++n) store(scores + static_cast<size_t>(n) * SPLIT + key, join_runs(runs[n]));
   }
+  ask_first(values, run, num_heads);
   for (int n = 0; n < queries.count; ++n)
     partials[n] = soften(scores + static_cast<size_t>(n) * SPLIT, queries.first[n], queries.last[n]);
   for (size_t i = 0; i < static_cast<size_t>(queries.count) * size; i += LANES) store(out + i, zero());
@@ -198,7 +210,7 @@ void attend_with(
 }
 
 template <class Vectors>
-INLINE void widen(Vectors from, Run run, int size, float* out) {
+INLINE void widen(Vectors from, Run run, auto size, float* out) {
   for (int key = run.first; key < run.last; ++key) {
     from.ask(key + AHEAD, 0);
     const auto each = from(key, 0);
@@ -206,32 +218,33 @@ INLINE void widen(Vectors from, Run run, int size, float* out) {
   }
 }
 
-template <Format FORMAT, bool IS_WHOLE>
+template <Format FORMAT, int SIZE>
 void attend_in(
     const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
     float* spare, Partial* partials, float* out) {
   using Type = typename Element<FORMAT>::Type;
-  const int size = padded(cache.head_dim), end = span(queries).last;
-  const Cached<FORMAT, IS_WHOLE> keys{
-      reinterpret_cast<const Type*>(cache.keys), cache.key_scales, slots, cache.heads, head, cache.head_dim, end};
-  const Cached<FORMAT, IS_WHOLE> values{
-      reinterpret_cast<const Type*>(cache.values), cache.value_scales, slots, cache.heads, head, cache.head_dim, end};
+  const HeadSize<SIZE> exact{cache.head_dim}, size = padded(exact);
+  const Cached<FORMAT, SIZE> keys{
+      reinterpret_cast<const Type*>(cache.keys), cache.key_scales, slots, cache.heads, head, exact};
+  const Cached<FORMAT, SIZE> values{
+      reinterpret_cast<const Type*>(cache.values), cache.value_scales, slots, cache.heads, head, exact};
   if (num_heads > 1 || queries.count <= 4)  // few rows: not worth floats in memory
     return attend_with(queries, keys, values, num_heads, size, scores, partials, out);
   float* wide_values = spare + static_cast<size_t>(SPLIT) * size;
   widen(keys, span(queries), size, spare);
   widen(values, span(queries), size, wide_values);
-  attend_with(queries, Widened{spare, size}, Widened{wide_values, size}, 1, size, scores, partials, out);
+  attend_with(
+      queries, Widened<SIZE>{spare, size}, Widened<SIZE>{wide_values, size}, 1, size, scores, partials, out);
 }
 
 template <Format FORMAT>
 void attend_as(
     const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
     float* spare, Partial* partials, float* out) {
-  if (cache.head_dim % LANES == 0)
-    attend_in<FORMAT, true>(queries, cache, head, num_heads, slots, scores, spare, partials, out);
-  else
-    attend_in<FORMAT, false>(queries, cache, head, num_heads, slots, scores, spare, partials, out);
+  const auto run = cache.head_dim == 64    ? attend_in<FORMAT, 64>
+                   : cache.head_dim == 128 ? attend_in<FORMAT, 128>
+                                           : attend_in<FORMAT, 0>;
+  run(queries, cache, head, num_heads, slots, scores, spare, partials, out);
 }
 
 void attend(

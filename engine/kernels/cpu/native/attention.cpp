@@ -1,6 +1,7 @@
 // One attention task, and the joining of a row's partials.
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "forward.h"
 
@@ -8,13 +9,17 @@ namespace genserve {
 
 namespace {
 
-// Where keys [first, last) of a sequence lie.
-void find_slots(const Batch& batch, int block_size, int sequence, int first, int last, int32_t* slots) {
+// Where keys [first, last) of a sequence lie, and then again and again where the last lies: whoever asks for what is
+// AHEAD does not look where the keys end.
+void find_slots(
+    const Batch& batch, int block_size, int sequence, int first, int last, int32_t (&slots)[SPLIT + AHEAD]) {
   const int32_t* table = batch.tables + static_cast<size_t>(sequence) * batch.table_width;
+  int32_t* to = slots;
   for (int key = first; key < last;) {
     const int block = key / block_size, end = std::min(last, (block + 1) * block_size);
-    for (; key < end; ++key) *slots++ = table[block] * block_size + key % block_size;
+    for (int slot = table[block] * block_size + key - block * block_size; key < end; ++key) *to++ = slot++;
   }
+  std::fill(to, std::end(slots), to[-1]);
 }
 
 void finish(const Partial& partial, const float* from, int size, float* out) {
@@ -58,7 +63,7 @@ void Pass::attend(int worker, const AttentionTask& task, const Cache& cache) con
       queries.first[n] = std::clamp(seen_from - start, 0, SPLIT);
       queries.last[n] = std::clamp(position + 1 - start, 0, SPLIT);
     }
-    int32_t slots[SPLIT];
+    int32_t slots[SPLIT + AHEAD];
     const int end = std::min(start + SPLIT, tile.position + tile.count);
     find_slots(batch, shape.block_size, tile.sequence, start, end, slots);
     kernels.attend(queries, cache, task.head, task.num_heads, slots, scores, spare, part, part_out);

@@ -13,6 +13,7 @@ constexpr int UNIT = 32;      // columns of a block in one run of words
 constexpr int SEGMENT = 128;  // columns summed before they join the total: shorter chains round less
 constexpr int LINE = 64;      // bytes that come near together
 constexpr int SPLIT = 256;    // keys of one softmax partial, counted from position 0
+constexpr int AHEAD = 32;     // keys between one that is worked on and one that is asked for
 
 enum class Format : uint8_t { float32, float16, bfloat16, int8, quantized };
 
@@ -126,7 +127,7 @@ struct Kernels {
   void (*normalize)(const float* x, const float* weight, float eps, int size, float* out);
   void (*low_rank)(const LowRank&, int row, int columns, const float* x);
   void (*heads)(const HeadRow&, const Cache&);
-  // scores (count, SPLIT) and spare (spare_size floats) are scratch; out is (count, padded head_dim)
+  // slots: SPLIT + AHEAD; scores (count, SPLIT) and spare (spare_size floats): scratch; out: (count, padded head_dim)
   void (*attend)(
       const Queries&, const Cache&, int head, int num_heads, const int32_t* slots, float* scores, float* spare,
       Partial*, float* out);
