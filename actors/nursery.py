@@ -3,9 +3,10 @@
 A Python with Ray in it takes more than half a second of a core to begin, and a system has seven. A fork is there in a
 tenth of that, and what was imported lies in memory once.
 
-A fork has all that its parent has but the threads. So the nursery has none, nor anything that starts some: no MLX, and
-no connection to Ray. Nor has it drawn a random number of Ray's library, of which forks would draw the same again, and
-take each other's objects for their own. Where it is gone, or says nothing, workers begin as Ray has them begin.
+A fork has all that its parent has but the threads. So the nursery has none, nor anything that starts some: MLX is
+imported but not used, and only where it has no GPU, and there is no connection to Ray. Nor has it drawn a random number
+of Ray's library, of which forks would draw the same again, and take each other's objects for their own. Where it is
+gone, or says nothing, workers begin as Ray has them begin.
 """
 
 import gc
@@ -31,6 +32,8 @@ IMPORTED = (
     "ray._common.pydantic_compat",  # both by every worker of Ray's, where they are installed
     "starlette.datastructures",
 )
+WITH_MLX = ("actors.model_server", "actors.model_loading")  # a third of a second of each model server's life
+NVIDIA = Path("/proc/driver/nvidia/version")  # what has spoken to a GPU cannot be forked
 ASKING_SECONDS = 1.0
 OOM_SCORE = "RAY_worker_oom_score_adjustment"  # in the environment; Ray has set it for the process that asked
 
@@ -72,7 +75,8 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen(128)
-        for name in IMPORTED:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or NumPy starts threads; a fork has the environment of who asked
+        for name in IMPORTED if NVIDIA.exists() else IMPORTED + WITH_MLX:
             with suppress(ImportError):
                 import_module(name)
         if num_threads() > 1 or len({drawn_in_a_fork() for _ in range(2)}) < 2:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from actors.newborn import NO_RUNTIME_ENV, NURSERY, WORKER
+from actors.nursery import NVIDIA
 from tests.ray_cluster import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
@@ -27,8 +28,15 @@ def place():
     paths = [path for path in sys.path if "thirdparty_files" not in path]
     score = int(open("/proc/self/oom_score_adj").read())
     return [paths, os.getpgid(0) == os.getpid(), score, sorted(os.listdir("/proc/self/fd"))]
+def computed():
+    was_there = "mlx.core" in sys.modules
+    import mlx.core as mx
+    import numpy as np
+    return [was_there, mx.arange(1000).square().sum().item(), float(np.ones((99, 99)).dot(np.ones(99)).sum())]
 if "--place" in sys.argv:
     told = place
+if "--compute" in sys.argv:
+    told = computed
 print(json.dumps(told()), flush=True)
 sys.exit(7)
 """
@@ -75,6 +83,11 @@ def test_a_fork_goes_on_as_the_program_that_asked(
     begun = begin(worker, tmp_path, "--this", NO_RUNTIME_ENV)
     assert told(begun) == [nursery.pid, ["--this", NO_RUNTIME_ENV], str(tmp_path), "täglich", True, True]
     assert begun.returncode == 0, "who asked is through"
+
+
+def test_a_fork_has_mlx_where_that_has_no_gpu_and_computes(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
+    begun = begin(worker, worker.parent, "--compute", NO_RUNTIME_ENV)
+    assert told(begun) == [not NVIDIA.exists(), 332833500, 99.0**2]
 
 
 def test_a_fork_stands_where_a_worker_of_rays_own_would(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
