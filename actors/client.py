@@ -158,13 +158,12 @@ class Client:
         """One record a partition."""
         return [line.ask(lambda pid: request_server.stats(pid)) for line in self._lines]
 
-    def wait_until_ready(self, timeout: float = 300.0) -> None:
-        """Until every partition has a model server to send to."""
-        until = time.monotonic() + timeout
-        while not all(found.active_models for found in self.stats()):
-            if time.monotonic() > until:
-                raise Unavailable(f"no model was ready within {timeout:.0f} s")
-            time.sleep(0.05)
+    def is_ready(self) -> bool:
+        """Whether every partition has a model server to send to."""
+        try:
+            return all(line.ask(lambda pid: request_server.stats(pid), 0.0).active_models for line in self._lines)
+        except Unavailable:
+            return False
 
     def drain(self, timeout: float | None = None) -> bool:
         """Accept nothing new, and wait for what was accepted; False if some of it is left after `timeout`."""

@@ -11,6 +11,7 @@ from actors.exits import NOPROC, CallFailed, Reason
 from actors.journal import check_free
 from actors.model_choice import ModelChoice
 from actors.node import here, join, whereis
+from actors.readiness import wait_until_ready
 from actors.refusals import JournalTaken, Unavailable
 from actors.supervisor import child_spec_of
 from actors.system_config import ROOT, SystemConfig
@@ -54,7 +55,7 @@ def start_system(config: SystemConfig, *, address: str | None = None, wait_secon
     finding.be_found()
     client = Client(config.partitions)
     if wait_seconds is not None:
-        client.wait_until_ready(wait_seconds)
+        wait_until_ready(client, config.choice, wait_seconds)
     return client
 
 

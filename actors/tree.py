@@ -157,7 +157,7 @@ class TreeNode:
     pid: str | None
     state: str
     restarts: int
-    last_reason: str | None
+    last_reason: Reason | None
     children: tuple["TreeNode", ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class TreeNode:
             "pid": self.pid,
             "state": self.state,
             "restarts": self.restarts,
-            "last_reason": self.last_reason,
+            "last_reason": None if self.last_reason is None else str(self.last_reason),
             "children": [child.to_dict() for child in self.children],
         }
 
@@ -190,5 +190,5 @@ def node_of(info: ChildInfo) -> TreeNode:
     below = children_of(info.pid) if info.type == "supervisor" and info.pid is not None else ()
     # a pid's epoch counts the lives of a name, also those that an earlier supervisor restarted
     restarts = info.num_restarts if info.pid is None else max(info.num_restarts, info.pid.epoch - 1)
-    reason = None if info.last_reason is None else str(info.last_reason)
-    return TreeNode(info.id, None if info.pid is None else str(info.pid), info.state, restarts, reason, below)
+    pid = None if info.pid is None else str(info.pid)
+    return TreeNode(info.id, pid, info.state, restarts, info.last_reason, below)

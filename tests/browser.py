@@ -15,6 +15,7 @@ import httpx
 
 DRIVER, BROWSER = "chromedriver", "chromium"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+SPARE = ("SpareRendererForSitePerProcess", "BackForwardCache", "ProactivelySwapBrowsingInstance")  # more processes
 WAIT_SECONDS = 60  # what takes this long on a busy machine does not happen at all
 LOOKING = """
 const [done] = arguments, until = performance.now() + %d;
@@ -135,6 +136,7 @@ def browsing() -> Iterator[Browser]:
 
 def begin_session(driver: httpx.Client) -> str:
     arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900"]
+    arguments += ["--in-process-gpu", "--process-per-site", f"--disable-features={','.join(SPARE)}"]
     wanted = {
         "browserName": "chrome",
         "goog:chromeOptions": {"args": arguments},

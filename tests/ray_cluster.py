@@ -94,6 +94,7 @@ def started_cluster(num_cpus: int = 2, has_jobs: bool = True) -> Iterator[Cluste
         str(has_jobs).lower(),
     ]
     options += ["--min-worker-port", "0", "--max-worker-port", "0", "--num-cpus", str(num_cpus)]
+    options += ["--include-log-monitor", "false"]  # it copies what processes print to who began them
     options += ["--temp-dir", directory, "--object-store-memory", str(128 << 20), "--disable-usage-stats", "--block"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options]
     with open(f"{directory}/log", "w") as log:

@@ -209,6 +209,16 @@ def test_an_interrupt_gives_the_answers_that_were_promised_and_then_nothing_runs
     assert "nothing runs" in nothing.stderr
 
 
+def test_a_model_and_an_adapter_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:
+    model, (port,) = write_checkpoint(tmp_path / "model", "llama", {"group_size": 32, "bits": 4}), free_ports(1)
+    for words, sentence in (((), f"{model} has no tokenizer.json"), (("--adapter", "x=no"), "no is no adapter")):
+        command = [sys.executable, "-m", "deploy.cli.main", "serve", "--model", str(model), "--port", str(port), *words]
+        environment = {**os.environ, "HOME": str(tmp_path)}
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=WAIT_SECONDS)
+        assert ended.returncode == 2
+        assert ended.stderr.strip().splitlines()[-1].startswith(f"genserve: {sentence}"), ended.stderr
+
+
 def test_a_second_interrupt_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = []
     monkeypatch.setattr(deploy.cli.serve, "stop", lambda: stopped.append(True))

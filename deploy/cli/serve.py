@@ -133,7 +133,7 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress)  # fetched here, where its progress is seen
     config = SystemConfig(
-        ModelChoice(str(place), EngineOptions(expand=arguments.expand), tuple(map(name_and_path, arguments.adapter))),
+        ModelChoice(str(place), EngineOptions(expand=arguments.expand), adapters_of(arguments)),
         str(arguments.directory or default_directory(arguments.model)),
         level="power-safe" if arguments.power_safe else "kill-safe",
         partitions=arguments.partitions,
@@ -144,6 +144,17 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
     name, keys = Path(arguments.model).name, keys_of(arguments)
     door = DoorConfig(name, arguments.host, arguments.port, keys, tuple(arguments.known_as), folder)
     return replace(config, doors=(door_spec(config, door),))
+
+
+def adapters_of(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    """Names and folders, each looked at: a system reads an adapter only when somebody asks for it."""
+    adapters = tuple(map(name_and_path, arguments.adapter))
+    if adapters:
+        from loaders.adapters import describe_adapter  # with MLX, for which a system's own processes are there
+
+        for _, path in adapters:
+            describe_adapter(Path(path))
+    return adapters
 
 
 def keys_of(arguments: argparse.Namespace) -> Keys:

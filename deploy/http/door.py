@@ -24,6 +24,7 @@ class Door(GenServer):
     def init(self, system: SystemConfig, config: DoorConfig) -> Continue:
         self.system = system
         self.config = config
+        self.server: Server | None = None  # until it is open
         return Continue("open")
 
     def handle_continue(self, value: object) -> NoReply:
@@ -34,13 +35,13 @@ class Door(GenServer):
         app = build_app(backend, tokenizer, config.keys, (config.host, *config.hosts))
         allow_descriptors()
         self.server = Server(config_of(app, config.host, config.port))
-        self.thread = threading.Thread(target=self.serve, args=(me(),), name="http", daemon=True)
+        self.thread = threading.Thread(target=self.serve, args=(self.server, me()), name="http", daemon=True)
         self.thread.start()
         return NoReply()
 
-    def serve(self, myself: object) -> None:
+    def serve(self, server: Server, myself: object) -> None:
         try:
-            self.server.run()
+            server.run()
         except SystemExit:  # uvicorn's way of saying that the socket is taken
             pass
         finally:
@@ -50,8 +51,9 @@ class Door(GenServer):
         return Stop(("door_closed",))
 
     def terminate(self, reason: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(PARTING_SECONDS - 1)
+        if self.server is not None:
+            self.server.should_exit = True
+            self.thread.join(PARTING_SECONDS - 1)
 
     def format_state(self) -> object:
         config = self.config
