@@ -15,6 +15,7 @@ from engine.adapter import Adapter, LowRank
 from engine.config import ModelConfig
 from engine.engine import Engine
 from engine.event import ChoiceEnded, Event, PromptScored, Started, TokenEvent, TokenLogprob
+from engine.kernels.cpu import missing_reason
 from engine.kernels.portable import PortableKernels
 from engine.kernels.table import Kernels
 from engine.lora import AdapterStack
@@ -44,6 +45,15 @@ def tiny_model(
         for _, tensor in model.weights.named():  # all of it here: other threads will use it, and this one may end
             mx.eval(tensor, *(getattr(tensor, part, None) for part in ("scales", "biases")))
         return model
+
+
+def quickest() -> type[Kernels]:
+    """The column for tests of what stands around an engine."""
+    if missing_reason() is not None or mx.default_device().type != mx.DeviceType.cpu:
+        return PortableKernels
+    from engine.kernels.cpu.column import CpuKernels  # only now: it imports what may not be built
+
+    return CpuKernels
 
 
 def tiny_engine(

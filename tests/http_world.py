@@ -41,7 +41,7 @@ from engine.request import Request
 from engine.vocabulary import Vocabulary
 from loaders.adapters import load_adapter
 from loaders.tokenizer import Tokenizer, load_tokenizer
-from tests.engines import FOUR_BIT, tiny_engine, tiny_model
+from tests.engines import FOUR_BIT, quickest, tiny_engine, tiny_model
 from tests.tiny import write_checkpoint
 from tests.tiny_tokenizer import write_tokenizer
 
@@ -95,7 +95,7 @@ def tiny_backend(
 
     def build() -> Engine:
         # Made where it is used: MLX binds what is computed to a thread.
-        engine = tiny_engine(model=tiny_model("llama", FOUR_BIT, **changes), **dict(options))
+        engine = tiny_engine(model=tiny_model("llama", FOUR_BIT, **changes), column=quickest(), **dict(options))
         engine.vocabulary = tiny_tokenizer().vocabulary
         if pace is not None:
             pace.kept_by(engine)

@@ -15,7 +15,6 @@ from deploy.jobs.lines import Line
 from deploy.jobs.openai_lines import OpenAILines
 from engine.adapter import Adapter
 from engine.engine import Engine
-from engine.kernels.portable import PortableKernels
 from engine.options import EngineOptions
 from engine.refusal import BadRequest, Refusal
 from engine.weights import Model
@@ -23,6 +22,7 @@ from loaders.checkpoint import load_model
 from loaders.made_up import made_up_adapter
 from loaders.tokenizer import Tokenizer, load_tokenizer
 from tests.batches import by_line, run_batch, write_lines, written
+from tests.engines import quickest
 from tests.tiny import write_checkpoint
 from tests.tiny_tokenizer import write_tokenizer
 
@@ -46,7 +46,7 @@ def answers(place: Path, tokenizer: Tokenizer) -> Iterator[InlineAnswers]:
     def make() -> tuple[Engine, Mapping[str, Adapter]]:
         model: Model = load_model(place)
         options = EngineOptions(cache_bytes=32 << 20, max_sequences=8)
-        engine = Engine(model, PortableKernels(model.config, options.block_size), options, tokenizer.vocabulary)
+        engine = Engine(model, quickest()(model.config, options.block_size), options, tokenizer.vocabulary)
         return engine, {name: made_up_adapter(model.config, 4, seed, 0.2) for seed, name in enumerate(("red", "blue"))}
 
     with closing(InlineAnswers(make, tokenizer)) as made:
