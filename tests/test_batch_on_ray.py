@@ -141,4 +141,4 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not come to that in time"
-        time.sleep(0.02)
+        time.sleep(0.1)  # each look is a question to the cluster
