@@ -18,7 +18,7 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 from actors.newborn import LENGTH_BYTES, STANDARD, is_ours
@@ -33,7 +33,7 @@ IMPORTED = (
     "starlette.datastructures",
 )
 WITH_MLX = ("actors.model_server", "actors.model_loading")  # a third of a second of each model server's life
-NVIDIA = Path("/proc/driver/nvidia/version")  # what has spoken to a GPU cannot be forked
+ON_A_GPU = ("mlx-cuda-12", "mlx-cuda-13")  # packages; what has spoken to a GPU cannot be forked
 ASKING_SECONDS = 1.0
 OOM_SCORE = "RAY_worker_oom_score_adjustment"  # in the environment; Ray has set it for the process that asked
 
@@ -76,7 +76,7 @@ def main() -> None:
         listener.bind(sys.argv[1])
         listener.listen(128)
         os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or NumPy starts threads; a fork has the environment of who asked
-        for name in IMPORTED if NVIDIA.exists() else IMPORTED + WITH_MLX:
+        for name in IMPORTED if any(map(is_installed, ON_A_GPU)) else IMPORTED + WITH_MLX:
             with suppress(ImportError):
                 import_module(name)
         if num_threads() > 1 or len({drawn_in_a_fork() for _ in range(2)}) < 2:
@@ -133,6 +133,13 @@ def read(caller: socket.socket) -> Asked:
             os.close(file)
         raise
     return Asked(argv, directory, environment, files)
+
+
+def is_installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def num_threads() -> int:

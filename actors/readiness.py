@@ -12,24 +12,32 @@ from actors.refusals import Unavailable
 from actors.tree import TreeNode, status
 from engine.refusal import BadRequest, BrokenFile, Refusal, UnknownModel, Unsupported
 
-LOOK_SECONDS = 0.25
+PAUSE_SECONDS = 0.05
+LOOK_SECONDS = 0.25  # between two looks at the whole tree
 FAULTS = {kind.__name__: kind for kind in (BadRequest, BrokenFile, UnknownModel, Unsupported)}
 
 
 def wait_until_ready(client: Client, choice: ModelChoice, seconds: float) -> None:
     """Until every partition has a model server to send to."""
-    until = time.monotonic() + seconds
+    until, next_look = time.monotonic() + seconds, 0.0
     while not client.is_ready():
-        root = status()
-        if root is None:
-            function_at(choice.make_tokenizer)(choice)  # it dies so soon that its supervisor may be gone already
-            raise Unavailable("the system gave up; its children's deaths are in Ray's logs")
-        fault = fault_below(root)
-        if fault is not None:
-            raise fault
+        if time.monotonic() > next_look:
+            look_for_faults(choice)
+            next_look = time.monotonic() + LOOK_SECONDS
         if time.monotonic() > until:
             raise Unavailable(f"no model was ready within {seconds:.0f} s")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(PAUSE_SECONDS)
+
+
+def look_for_faults(choice: ModelChoice) -> None:
+    """Raises what the system has died of, or is about to."""
+    root = status()
+    if root is None:
+        function_at(choice.make_tokenizer)(choice)  # it fails so soon that its supervisor may be gone already
+        raise Unavailable("the system gave up; its children's deaths are in Ray's logs")
+    fault = fault_below(root)
+    if fault is not None:
+        raise fault
 
 
 def fault_below(node: TreeNode) -> Refusal | None:

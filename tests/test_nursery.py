@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors.newborn import NO_RUNTIME_ENV, NURSERY, WORKER
-from actors.nursery import NVIDIA
+from actors.nursery import ON_A_GPU, is_installed
 from tests.ray_cluster import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
@@ -87,7 +87,7 @@ def test_a_fork_goes_on_as_the_program_that_asked(
 
 def test_a_fork_has_mlx_where_that_has_no_gpu_and_computes(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
     begun = begin(worker, worker.parent, "--compute", NO_RUNTIME_ENV)
-    assert told(begun) == [not NVIDIA.exists(), 332833500, 99.0**2]
+    assert told(begun) == [not any(map(is_installed, ON_A_GPU)), 332833500, 99.0**2]
 
 
 def test_a_fork_stands_where_a_worker_of_rays_own_would(nursery: "subprocess.Popen[bytes]", worker: Path) -> None:
