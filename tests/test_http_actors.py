@@ -3,6 +3,7 @@
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -356,6 +357,22 @@ def test_an_adapter_is_loaded_named_and_unloaded(door: Served) -> None:
     assert text_of(door, model="voice", max_tokens=10) != text_of(door, max_tokens=10)
     assert door.post("/v1/unload_lora_adapter", {"lora_name": "voice"}).status_code == 200
     assert door.complete("Once", model="voice").status_code == 404
+
+
+def test_an_adapter_is_loaded_when_every_request_server_knows_it(door: Served) -> None:
+    slow = "genserve.requests.requests-1"
+    with ThreadPoolExecutor(1) as threads:
+        sys.suspend(slow)
+        loading = threads.submit(door.post, "/v1/load_lora_adapter", {"lora_name": "voice"})
+        time.sleep(3)  # the door waits a second for who answers nothing, and then has looked
+        is_early = loading.done()
+        sys.resume(slow)
+        assert loading.result().status_code == 200 and not is_early
+    unknown = [door.complete("Once", model="voice", max_tokens=1).status_code != 200 for _ in range(8)]
+    assert not any(unknown)
+    assert door.post("/v1/unload_lora_adapter", {"lora_name": "voice"}).status_code == 200
+    unknown = [door.complete("Once", model="voice").status_code == 404 for _ in range(8)]
+    assert all(unknown)
 
 
 def test_an_adapter_survives_the_model_server(door: Served) -> None:

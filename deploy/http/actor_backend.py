@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from actors import sys
+from actors import request_server, sys
 from actors.adapter_book import AdapterBook, BookedAdapter
 from actors.client import Client, Stream
 from actors.exits import KILL, CallFailed
@@ -24,11 +24,12 @@ from actors.node import call, exit, whereis
 from actors.pid import Pid, Server
 from actors.progress import BEAT_SECONDS
 from actors.refusals import Unavailable
+from actors.request_stats import RequestServerStats
 from actors.running import Running
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import status
 from deploy.http.actor_requests import chained, check_ending, scores_of, words_of
-from deploy.http.actor_view import NO_VIEW, View, process_of, view_of
+from deploy.http.actor_view import ANSWER_SECONDS, NO_VIEW, View, process_of, view_of
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Stats, Terms
 from deploy.http.deaths import Deaths
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.5  # between two looks while somebody watches, or while not all is well
 QUIET_SECONDS, QUIET_TREE_SECONDS = 1.0, 4.0  # and else: a look is a message to every process
 WATCHED_SECONDS = 10.0  # since somebody asked for the tree
-ATTACH_SECONDS = 60.0
+ATTACH_SECONDS, TOLD_SECONDS = 60.0, 10.0
 FOLLOW_SECONDS = 0.25  # in which it shows whether there is anything to follow
 NUM_THREADS = 32
 WATCHDOG = f"{ROOT}.watchdog"
@@ -178,10 +179,12 @@ class ActorBackend:
             raise Unsupported("this server was started without a directory of adapters", "lora_name")
         path = self._folder.path_of(source)
         await self._tell_models(Attach(name, str(path)))
+        await self._told(name, is_there=True)
         return await self._card_of(name)
 
     async def unload_adapter(self, name: str) -> None:
         await self._tell_models(Detach(name))
+        await self._told(name, is_there=False)
 
     async def _card_of(self, name: str) -> AdapterCard:
         """What the book and the adapter's files say."""
@@ -203,7 +206,20 @@ class ActorBackend:
             refusal = await asking(partial(call, pid, message, ATTACH_SECONDS))
             if isinstance(refusal, Refusal):
                 raise refusal
+
+    async def _told(self, name: str, *, is_there: bool) -> None:
+        """Until every request server has heard of it from its model servers: the next request may be for any."""
+        until = time.monotonic() + TOLD_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(Unavailable):
+                partitions = await asking(self._partitions, self._lookers)
+                if all((name in found.adapters) == is_there for found in partitions):
+                    break
+            await asyncio.sleep(0.01)
         await self._look()
+
+    def _partitions(self) -> list[RequestServerStats]:
+        return [request_server.stats(name, ANSWER_SECONDS) for name in self.config.partition_names]
 
     # Looking at it, and interfering
 
