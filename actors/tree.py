@@ -160,13 +160,17 @@ class TreeNode:
     last_reason: Reason | None
     children: tuple["TreeNode", ...] = ()
 
+    @property
+    def last_words(self) -> str | None:
+        return None if self.last_reason is None else str(self.last_reason)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "pid": self.pid,
             "state": self.state,
             "restarts": self.restarts,
-            "last_reason": None if self.last_reason is None else str(self.last_reason),
+            "last_reason": self.last_words,
             "children": [child.to_dict() for child in self.children],
         }
 

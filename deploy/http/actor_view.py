@@ -94,5 +94,4 @@ def process_of(node: TreeNode | None) -> Process:
     if node is None:
         return Process("root", "down")
     children = tuple(map(process_of, node.children))
-    reason = None if node.last_reason is None else str(node.last_reason)
-    return Process(node.id, node.state, node.restarts, reason, children)
+    return Process(node.id, node.state, node.restarts, node.last_words, children)
