@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from engine.adapter import Adapter
 from engine.cache import block_bytes
 from engine.engine import Engine
 from engine.kernels.choose import choose
@@ -100,11 +101,16 @@ def alone(how: str, adapter: str | None = None) -> Told:
     return told(engine_of(), [replace(subject(how), adapter=adapter)])
 
 
+@cache
+def adapter_of(rank: int) -> Adapter:
+    return made_up_adapter(smollm2().config, rank, seed=rank, strength=0.05)
+
+
 def told(engine: Engine, requests: list[Request], aborted: list[Request] | None = None) -> Told:
     """What an engine answers, one of those to be aborted leaving at each step."""
-    for name, rank in (("x", 8), ("y", 16)):
-        if any(request.adapter for request in requests):
-            engine.attach(name, made_up_adapter(engine.model.config, rank, seed=rank, strength=0.05))
+    if any(request.adapter for request in requests):
+        engine.attach("x", adapter_of(rank=8))
+        engine.attach("y", adapter_of(rank=16))
     log, answers = record_logits(engine), dict[str, Answer]()
     for request in [*(aborted or []), *requests]:
         engine.add(request)
