@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 from rich.tree import Tree
 
 from actors import model_stats, request_server
@@ -74,11 +75,19 @@ def drawn(node: dict[str, Any]) -> Tree:
     return tree
 
 
-def label(node: dict[str, Any]) -> str:
-    restarts = "" if not node["restarts"] else f"  restarted {node['restarts']} times, last: {node['last_reason']}"
-    doing = "" if node["stats"] is None else f"  [dim]{doing_of(node['stats'])}[/dim]"
+def label(node: dict[str, Any]) -> Text:
+    """Text and not markup: what a process died of may have brackets in it."""
     process = "" if node["process_id"] is None else f", process {node['process_id']}"
-    return f"[bold]{node['id']}[/bold]  {node['state']}  [dim]{node['pid'] or ''}{process}[/dim]{restarts}{doing}"
+    doing = "" if node["stats"] is None else f"  {doing_of(node['stats'])}"
+    pid = f"  {node['pid'] or ''}{process}"
+    return Text.assemble((node["id"], "bold"), f"  {node['state']}", (pid, "dim"), restarts_of(node), (doing, "dim"))
+
+
+def restarts_of(node: dict[str, Any]) -> str:
+    if not node["restarts"]:
+        return ""
+    times = "once" if node["restarts"] == 1 else f"{node['restarts']} times"
+    return f"  restarted {times}, the last: {node['last_reason'] or 'unknown'}"
 
 
 def doing_of(stats: dict[str, Any]) -> str:
