@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.cli.batch import Bar
 from deploy.cli.main import main
 from loaders.adapters import load_adapter, save_adapter
 from loaders.checkpoint import load_model
@@ -87,6 +88,19 @@ def test_inspect_says_why_an_adapter_does_not_fit(
     write_checkpoint(tmp_path, "llama", hidden_size=128)
     _, out, _ = run(capsys, "inspect", tmp_path, adapter)
     assert "does not fit: " in out
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    odd = tmp_path / "mine [red" / "] and [" / "bold]"
+    odd.mkdir(parents=True)
+    write_checkpoint(odd, "llama")
+    code, out, _ = run(capsys, "inspect", odd, odd / "none")
+    assert code == 0
+    assert out.startswith(f"{odd}\n")
+    assert f"  adapter       {odd / 'none'}: does not fit" in out
+    with Bar() as bar:
+        bar.say(f"starting {odd}")
+    assert capsys.readouterr().err == f"starting {odd}\n"
 
 
 def test_quantize_makes_a_checkpoint_that_posts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from deploy.jobs.carrying_out import carry_out
 from deploy.jobs.meter import Figures, duration
 from loaders.progress import OnProgress, Progress
 
-COLUMNS = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+COLUMNS = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

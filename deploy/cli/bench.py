@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
     else:
-        show(report, Console(highlight=False))
+        show(report, Console(highlight=False, markup=False))
     return 0
 
 

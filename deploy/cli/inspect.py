@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
     else:
-        show(report, Console(highlight=False, soft_wrap=True))
+        show(report, Console(highlight=False, soft_wrap=True, markup=False))
     return 0
 
 
@@ -130,7 +130,7 @@ def judge(path: Path, model: Model) -> dict[str, Any]:
 
 def show(report: dict[str, Any], console: Console) -> None:
     heads, kv_heads, head_dim = report["heads"]
-    console.print(f"[bold]{report['model']}[/bold]")
+    console.print(report["model"], style="bold")
     lines = {
         "architecture": f"{report['architecture']}, {report['layers']} layers of {report['hidden']}, "
         f"{heads} heads of {head_dim} ({kv_heads} for keys and values)",

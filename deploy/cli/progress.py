@@ -9,13 +9,13 @@ from rich.progress import Progress as Bars
 
 from loaders.progress import OnProgress, Progress
 
-errors = Console(stderr=True)
+errors = Console(stderr=True, markup=False)  # sentences name files and users' words, brackets and all
 
 
 @contextmanager
 def shown_progress() -> Iterator[OnProgress]:
     """A function for loaders to report to."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Bars(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
