@@ -1,6 +1,5 @@
 """deploy/cli/status.py: how a tree is drawn."""
 
-from io import StringIO
 from typing import Any
 
 import pytest
@@ -15,9 +14,10 @@ def node(id: str, *children: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def shown(tree: dict[str, Any]) -> list[str]:
-    console = Console(file=StringIO(), width=120, highlight=False)
-    console.print(drawn(tree))
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(drawn(tree))
+    return [line.rstrip() for line in captured.get().splitlines()]
 
 
 def test_a_process_is_a_line_with_its_queue() -> None:

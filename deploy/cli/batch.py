@@ -5,7 +5,7 @@ import argparse
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from deploy.cli.progress import errors
+from deploy.cli.consoles import errors
 from deploy.jobs import order
 from deploy.jobs.carrying_out import carry_out
 from deploy.jobs.meter import Figures, duration

@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable
 from typing import Any, get_args
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from deploy.bench.measure import Timings, measure_engine, measure_reference
 from deploy.bench.workload import Arrival, Range, make_workload
-from deploy.cli.progress import errors, shown_progress
+from deploy.cli.consoles import errors, output
+from deploy.cli.progress import shown_progress
 from engine.engine import Engine
 from engine.kernels.choose import choose
 from engine.kernels.expand import EXPAND_HELP, Expand
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
     else:
-        show(report, Console(highlight=False, markup=False))
+        show(report)
     return 0
 
 
@@ -122,14 +122,14 @@ class Bar:
         self._progress.advance(self._task, count)
 
 
-def show(report: dict[str, Any], console: Console) -> None:
+def show(report: dict[str, Any]) -> None:
     runs = {name: run for name, run in report.items() if isinstance(run, dict)}
     table = Table("", *runs, title=f"{report['model']}", title_justify="left")
     for row, value in ROWS.items():
         table.add_row(row, *(value(run) for run in runs.values()))
-    console.print(table)
+    output.print(table)
     if "ratio" in report:
-        console.print(f"output tokens a second, against mlx-lm on the same load: {report['ratio']:.1f} times")
+        output.print(f"output tokens a second, against mlx-lm on the same load: {report['ratio']:.1f} times")
 
 
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -5,11 +5,11 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from deploy.cli.consoles import output
 from deploy.cli.progress import shown_progress
 from engine.kernels.choose import choose
 from engine.options import EngineOptions
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
     else:
-        show(report, Console(highlight=False, soft_wrap=True, markup=False))
+        show(report)
     return 0
 
 
@@ -128,9 +128,10 @@ def judge(path: Path, model: Model) -> dict[str, Any]:
     return {"path": str(path), "fits": True, "rank": report.rank, "scale": report.scale, "format": report.format}
 
 
-def show(report: dict[str, Any], console: Console) -> None:
+def show(report: dict[str, Any]) -> None:
+    say = partial(output.print, soft_wrap=True)
     heads, kv_heads, head_dim = report["heads"]
-    console.print(report["model"], style="bold")
+    say(report["model"], style="bold")
     lines = {
         "architecture": f"{report['architecture']}, {report['layers']} layers of {report['hidden']}, "
         f"{heads} heads of {head_dim} ({kv_heads} for keys and values)",
@@ -141,13 +142,13 @@ def show(report: dict[str, Any], console: Console) -> None:
         "fingerprint": report["fingerprint"],
     }
     for name, value in lines.items():
-        console.print(f"  {name:<13} {value}")
-    console.print("  quantization")
+        say(f"  {name:<13} {value}")
+    say("  quantization")
     for group in report["quantization"]:
-        console.print(f"    {group['part']:<13} {'; '.join(summary(group['modules']))}")
+        say(f"    {group['part']:<13} {'; '.join(summary(group['modules']))}")
     for adapter in report["adapters"]:
         verdict = "fits" if adapter["fits"] else f"does not fit: {adapter['reason']}"
-        console.print(f"  adapter       {adapter['path']}: {verdict}")
+        say(f"  adapter       {adapter['path']}: {verdict}")
 
 
 def summary(modules: dict[str, str]) -> Iterator[str]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from deploy.cli.consoles import output
 from deploy.cli.posts import OnPosts, Writer, write_posts
 from deploy.cli.progress import shown_progress
 from deploy.inline import Generation
@@ -50,9 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     count, prompt = wanted(arguments.what, arguments.n)
     check_integer("max-chars", arguments.max_chars, 1, 1_000_000)
     serving, adapter = connected(arguments) if arguments.connect else prepare(arguments, prompt, count)
-    console = Console(highlight=False)
-    is_live = console.is_terminal and not arguments.json
-    with shown_posts(console, is_live) as show:
+    is_live = output.is_terminal and not arguments.json
+    with shown_posts(is_live) as show:
         posts = write_posts(serving, prompt, count, words_of(arguments, adapter), arguments.max_chars, show)
     if arguments.json:
         for post in posts:
@@ -114,10 +114,10 @@ def words_of(arguments: argparse.Namespace, adapter: str | None) -> dict[str, An
 
 
 @contextmanager
-def shown_posts(console: Console, is_live: bool) -> Iterator[OnPosts]:
+def shown_posts(is_live: bool) -> Iterator[OnPosts]:
     """On a terminal the posts appear as they are written."""
     if not is_live:
         yield lambda _: None
         return
-    with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
+    with Live(console=output, refresh_per_second=12, vertical_overflow="visible") as live:
         yield lambda posts: live.update(Group(*(Text(post.text + "\n") for post in posts)))

@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from deploy.cli.consoles import errors
 from loaders.progress import OnProgress, Progress
-
-errors = Console(stderr=True, markup=False)  # sentences name files and users' words, brackets and all
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from actors.model_choice import ModelChoice
 from actors.system import default_directory, start_system, stay, stop
 from actors.system_config import SystemConfig
 from actors.tree import STOPPED
+from deploy.cli.consoles import errors
 from deploy.cli.named_path import name_and_path
-from deploy.cli.progress import errors, shown_progress
+from deploy.cli.progress import shown_progress
 from deploy.http.door_config import HOST, PORT, DoorConfig, door_spec
 from deploy.http.keys import NO_KEYS, Keys
 from engine.kernels.expand import EXPAND_HELP, Expand

@@ -6,7 +6,6 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
@@ -16,6 +15,7 @@ from actors.exits import CallFailed
 from actors.pid import Pid
 from actors.refusals import Unavailable
 from actors.system import connect, status
+from deploy.cli.consoles import output
 
 ANSWER_SECONDS = 1.0
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif root is None:
         print(f"genserve: nothing runs: {reason}", file=sys.stderr)
     else:
-        Console(highlight=False).print(drawn(looked_at(root.to_dict())))
+        output.print(drawn(looked_at(root.to_dict())))
     return 0 if root is not None else 1
 
 
