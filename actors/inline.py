@@ -133,6 +133,9 @@ class Inline:
     def living(self, prefix: str) -> list[Pid]:
         return sorted(pid for pid in self._cells if pid.name.startswith(prefix))
 
+    def lives(self, prefix: str) -> dict[str, int]:
+        return {name: epoch for name, epoch in self._epochs.items() if name.startswith(prefix)}
+
     def is_alive(self, pid: Pid) -> bool:
         return pid in self._cells
 

@@ -50,6 +50,11 @@ def latest(name: str, table: Table) -> Pid | None:
     return max(lives, default=None)
 
 
+def lives(prefix: str, table: Table) -> dict[str, int]:
+    """The last epoch of each name that begins so."""
+    return {pid.name: pid.epoch for pid in sorted(map(Pid.parse, table.keys(prefix)))}
+
+
 def _wait_for_birth(pid: Pid, table: Table) -> None:
     """Whoever claimed it is about to start it, or has died on the way there."""
     deadline = time.monotonic() + BIRTH_SECONDS

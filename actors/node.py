@@ -127,6 +127,11 @@ def living(prefix: str) -> list[Pid]:
     return here().living(prefix)
 
 
+def lives(prefix: str) -> dict[str, int]:
+    """How many processes have had each name that begins so."""
+    return here().lives(prefix)
+
+
 def is_alive(pid: Pid) -> bool:
     return here().is_alive(pid)
 

@@ -159,6 +159,9 @@ class RayNode:
         pids = [Pid.parse(name) for name in ours if name.startswith(prefix) and "/" in name]
         return sorted(pid for pid in pids if self.is_alive(pid))
 
+    def lives(self, prefix: str) -> dict[str, int]:
+        return names.lives(prefix, self._table)
+
     def is_alive(self, pid: Pid) -> bool:
         try:
             return bool(ray.get(self._peer(pid).actor.is_alive.remote(), timeout=PING_SECONDS))

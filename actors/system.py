@@ -2,6 +2,8 @@
 
 import re
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,11 @@ from actors.client import Client, find_client
 from actors.exits import NOPROC, CallFailed, Reason
 from actors.journal import check_free
 from actors.model_choice import ModelChoice
-from actors.node import here, join, whereis
+from actors.node import here, join, lives, whereis
 from actors.readiness import wait_until_ready
 from actors.refusals import JournalTaken, Unavailable
-from actors.supervisor import child_spec_of
 from actors.system_config import ROOT, SystemConfig
-from actors.tree import start_root, status, stop_root
+from actors.tree import config_of, start_root, status, stop_root
 from engine.options import EngineOptions
 
 __all__ = ["connect", "running_config", "start", "status", "stay", "stop"]
@@ -51,7 +52,7 @@ def start_system(config: SystemConfig, *, address: str | None = None, wait_secon
             process.connect()
         else:
             finding.join(address, must_be_closed=True)
-    start_root(config)
+    start_root(replace(config, lives_before=lives(ROOT)))
     finding.be_found()
     client = Client(config.partitions)
     if wait_seconds is not None:
@@ -81,13 +82,11 @@ def connect(address: str = "auto", tenant: str = "") -> Client:
 
 
 def running_config() -> SystemConfig:
-    """What the system that runs here was made from, read off its watchdog's spec."""
+    """What the system that runs here was made from."""
     try:
-        watchdog = child_spec_of(ROOT, "watchdog", ANSWER_SECONDS)
+        return config_of(ROOT, ANSWER_SECONDS)
     except CallFailed as trouble:
         raise Unavailable(f"the system does not answer: {trouble}") from None
-    config: SystemConfig = watchdog.start[1]
-    return config
 
 
 def stop() -> bool:
@@ -101,6 +100,8 @@ def stay(config: SystemConfig) -> Reason:
 
     Returns STOPPED after a stop, and another reason where the root gave up.
     """
+    with suppress(Unavailable):
+        config = running_config()  # as it was started, which need not have been by us
     while True:
         root = whereis(ROOT)
         if root is None:

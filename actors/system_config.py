@@ -1,5 +1,6 @@
 """SystemConfig: everything that a running system is made from, as plain data; and the names of its processes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class SystemConfig:
     is_flat: bool = False  # the root supervises all by itself: fewer processes beside the model
     resources: Resources = NO_RESOURCES  # of each model server
     doors: tuple[ChildSpec, ...] = ()  # more children, after the request servers: the HTTP server
+    lives_before: Mapping[str, int] = field(default_factory=dict)  # of these names, in earlier systems on the same Ray
 
     @property
     def model_names(self) -> tuple[str, ...]:

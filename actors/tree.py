@@ -15,7 +15,7 @@ With rest_for_one the death of the models' supervisor ended the request servers 
 middle of that left nobody to bring it back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +24,9 @@ from actors.exits import AlreadyStarted, CallFailed, Reason
 from actors.genserver import NoReply, Started
 from actors.messages import Forgive
 from actors.node import spawn, whereis
-from actors.pid import Pid
+from actors.pid import Pid, Server
 from actors.supervision import ChildSpec, Policy, RestartWindow
-from actors.supervisor import Supervisor, which_children
+from actors.supervisor import Supervisor, child_spec_of, which_children
 from actors.sys import stop
 from actors.system_config import ROOT, SystemConfig
 
@@ -180,19 +180,33 @@ def status() -> TreeNode | None:
     root = whereis(ROOT)
     if root is None:
         return None
-    return TreeNode("root", str(root), "running", root.epoch - 1, None, children_of(root))
-
-
-def children_of(supervisor: Pid) -> tuple[TreeNode, ...]:
     try:
-        return tuple(node_of(info) for info in which_children(supervisor, ANSWER_SECONDS))
+        before = config_of(root).lives_before
+    except CallFailed:
+        before = {}
+    return TreeNode("root", str(root), "running", restarts_of(root, before), None, children_of(root, before))
+
+
+def config_of(root: Server, timeout: float = ANSWER_SECONDS) -> SystemConfig:
+    """What a system was made from, read off its watchdog's spec."""
+    config: SystemConfig = child_spec_of(root, "watchdog", timeout).start[1]
+    return config
+
+
+def restarts_of(pid: Pid, before: Mapping[str, int]) -> int:
+    """An epoch counts the lives of a name, also those that an earlier supervisor restarted, or an earlier system."""
+    return pid.epoch - before.get(pid.name, 0) - 1
+
+
+def children_of(supervisor: Pid, before: Mapping[str, int]) -> tuple[TreeNode, ...]:
+    try:
+        return tuple(node_of(info, before) for info in which_children(supervisor, ANSWER_SECONDS))
     except CallFailed:
         return ()  # it died, or is busy with a child
 
 
-def node_of(info: ChildInfo) -> TreeNode:
-    below = children_of(info.pid) if info.type == "supervisor" and info.pid is not None else ()
-    # a pid's epoch counts the lives of a name, also those that an earlier supervisor restarted
-    restarts = info.num_restarts if info.pid is None else max(info.num_restarts, info.pid.epoch - 1)
+def node_of(info: ChildInfo, before: Mapping[str, int]) -> TreeNode:
+    below = children_of(info.pid, before) if info.type == "supervisor" and info.pid is not None else ()
+    restarts = info.num_restarts if info.pid is None else max(info.num_restarts, restarts_of(info.pid, before))
     pid = None if info.pid is None else str(info.pid)
     return TreeNode(info.id, pid, info.state, restarts, info.last_reason, below)

@@ -15,6 +15,7 @@ import httpx
 
 DRIVER, BROWSER = "chromedriver", "chromium"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+INTERCEPTED = "element click intercepted"
 SPARE = ("SpareRendererForSitePerProcess", "BackForwardCache", "ProactivelySwapBrowsingInstance")  # more processes
 WAIT_SECONDS = 60  # what takes this long on a busy machine does not happen at all
 LOOKING = """
@@ -56,7 +57,10 @@ class Browser:
         return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
 
     def click(self, selector: str) -> None:
-        self._ask("POST", f"element/{self._find(selector)}/click", {})
+        """As soon as nothing else is in its place: a text that grows moves what stands below it."""
+        until = time.monotonic() + WAIT_SECONDS
+        while (told := self._told("POST", f"element/{self._find(selector)}/click", {})) is not None:
+            assert told["error"] == INTERCEPTED and time.monotonic() < until, told["message"]
 
     def fill(self, selector: str, text: str) -> None:
         """Replace a field's text by typing."""
@@ -111,9 +115,12 @@ class Browser:
         self._ask("POST", "goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        answer = self._driver.request(method, f"/session/{self._session}/{path}", json=body).json()["value"]
+        answer = self._told(method, path, body)
         assert not (isinstance(answer, dict) and "error" in answer), answer["message"]
         return answer
+
+    def _told(self, method: str, path: str, body: Any) -> Any:
+        return self._driver.request(method, f"/session/{self._session}/{path}", json=body).json()["value"]
 
 
 @contextmanager

@@ -14,8 +14,10 @@ import pytest
 
 from actors import chaos, system, watchdog
 from actors.client import Client, Stream
-from actors.node import whereis
+from actors.node import spawn, whereis
+from actors.pid import Pid
 from actors.refusals import RequestPoisoned
+from actors.sys import stop
 from actors.system_config import ROOT, SystemConfig
 from engine.request import Request
 from engine.sequence import seed_of
@@ -36,6 +38,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SystemConfig:
 
 @pytest.fixture(scope="module")
 def client(ray: None, config: SystemConfig) -> Iterator[Client]:
+    stop(spawn("actors.registry:Registry", name=f"{ROOT}.watchdog"))  # as an earlier system on this Ray had one
     made = system.start_system(config)
     yield made
     made.close()
@@ -97,6 +100,14 @@ def wait_for(condition: Any, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it never came"
         time.sleep(0.005)
+
+
+def test_nothing_was_restarted_in_a_system_that_has_just_been_started(client: Client) -> None:
+    root = system.status()
+    assert root is not None
+    *others, guard = root.children
+    assert guard.pid is not None and Pid.parse(guard.pid).epoch > 1
+    assert {process.restarts for process in (root, *others, guard)} == {0}
 
 
 @pytest.mark.parametrize("part", ["model", "request", "supervisor"])

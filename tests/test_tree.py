@@ -1,17 +1,19 @@
 """The tree: its own supervisors, inline, whose children start side by side; and the flat one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from actors.exits import KILL
 from actors.genserver import GenServer, Started, Stop
 from actors.inline import Inline
-from actors.node import spawn, whereis
+from actors.node import exit, lives, spawn, whereis
 from actors.supervision import ChildSpec, Policy
 from actors.supervisor import which_children
-from actors.system_config import ROOT
-from actors.tree import SteadySupervisor, root_children
+from actors.system_config import ROOT, SystemConfig
+from actors.tree import SteadySupervisor, root_children, status, stop_root
 from tests.serving import tiny_system
 
 
@@ -48,6 +50,25 @@ def test_what_never_starts_is_one_time_too_many_and_ends_what_did(node: Inline) 
     spawn(SteadySupervisor, Policy(max_restarts=2), specs, name="sup")
     node.run()
     assert whereis("sup") is None and whereis("sup.c") is None
+
+
+def test_lives_in_an_earlier_system_on_the_same_ray_are_no_restarts(node: Inline, tmp_path: Path) -> None:
+    config = tiny_system(tmp_path)
+    for number in range(3):
+        system = replace(config, lives_before=lives(ROOT))
+        spawn(SteadySupervisor, Policy(), [ChildSpec("watchdog", (Idle, system))], name=ROOT)
+        exit(f"{ROOT}.watchdog", KILL)
+        node.run()
+        root = status()
+        assert root is not None and root.pid == f"{ROOT}/{number + 1}" and root.restarts == 0
+        assert [(child.pid, child.restarts) for child in root.children] == [(f"{ROOT}.watchdog/{2 * number + 2}", 1)]
+        stop_root()
+
+
+class Idle(GenServer):
+    """Takes what a watchdog takes."""
+
+    def init(self, config: SystemConfig) -> None: ...
 
 
 class Forgetful(list[str]):
