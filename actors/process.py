@@ -51,6 +51,7 @@ from actors.pid import From, Pid
 from actors.shared_table import SharedTable
 from actors.switchboard import Switchboard, Unplugged
 from actors.transport import Cancel, Notify
+from actors.vigil import Vigil
 
 log = logging.getLogger(__name__)
 NAMESPACE = "genserve"
@@ -83,6 +84,11 @@ def connect(address: str | None = None, *, include_dashboard: bool = False, **op
     worker.print_to_stdstream = _keep_quiet
     _outside.is_connected_by_us = True
     enter(_outside)
+
+
+def vigil(act: Callable[[], None]) -> Vigil:
+    """Within its block `act` is called if a Ray that `connect` has started dies. On somebody else's it never is."""
+    return Vigil(worker._global_node, act)
 
 
 def disconnect() -> None:

@@ -24,7 +24,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # The first looks at all Rays of this machine and wants to find its own alone; then come those that share the Ray of
 # their process, and those that share a cluster. Where there are several workers each of the two lines has its own.
 ON_OWN_RAY = ("test_serve_system", "test_process", "test_crash", "test_http_actors")
-ON_A_CLUSTER = ("test_examples", "test_batch_on_ray")
+ON_A_CLUSTER = ("test_examples", "test_batch_on_ray", "test_serve_on_a_cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,7 +66,9 @@ class Serve:
         (self.port,) = free_ports(1)
         words = ("--model", self.model, "--directory", self.home / "state", "--port", self.port, "--partitions", 2)
         command = [sys.executable, "-m", "deploy.cli.main", "serve", *map(str, words)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=self.environment)
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=self.environment, start_new_session=True
+        )
         assert self.process.stderr is not None
         assert "genserve is running" in self.process.stderr.readline()
 
@@ -207,6 +209,16 @@ def test_an_interrupt_gives_the_answers_that_were_promised_and_then_nothing_runs
     nothing = serve.run("status", "--address", "auto")
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert "nothing runs" in nothing.stderr
+
+
+def test_signalled_together_with_its_ray_it_does_not_wait_for_that(serve: Serve, tmp_path: Path) -> None:
+    with Serve(tmp_path, serve.model).process as process:
+        assert process.stderr is not None and process.stderr.readline().startswith("Ctrl-C ends it")
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr.read().strip() == (
+            "genserve: its Ray has died; what was accepted is in the journal, for the next start"
+        )
 
 
 def test_a_model_and_an_adapter_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:

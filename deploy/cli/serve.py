@@ -1,13 +1,16 @@
 """genserve serve: the whole system in the foreground. Ctrl-C lets what runs end; a second one does not wait."""
 
 import argparse
+import os
 import signal
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import get_args
 
+from actors import process
 from actors.client import Client
 from actors.model_choice import ModelChoice
 from actors.system import default_directory, start_system, stay, stop
@@ -62,16 +65,26 @@ def run(arguments: argparse.Namespace) -> int:
         check_port(arguments.host, arguments.port)
     with errors.status("starting"):
         client = start_system(config, address=arguments.address)
-    # Only now, for Ray sets its own; SIGINT too, for a shell's background jobs start with it ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, as_interrupt)
-    errors.print(f"genserve is running: http://{arguments.host}:{arguments.port}", highlight=False)
-    errors.print("Ctrl-C ends it when all answers are given; a second one ends it at once.")
-    try:
-        reason = stay(config)
-    except KeyboardInterrupt:
-        end(client)
-        return 0
+    is_ending = threading.Event()
+
+    def ray_died() -> None:
+        errors.print(
+            "genserve: its Ray has died; what was accepted is in the journal, for the next start", soft_wrap=True
+        )
+        os._exit(0 if is_ending.is_set() else 1)  # whoever waits for that Ray would hold this program back
+
+    with process.vigil(ray_died):
+        try:
+            # Only now, for Ray sets its own; SIGINT too, for a shell's background jobs start with it ignored.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, as_interrupt)
+            errors.print(f"genserve is running: http://{arguments.host}:{arguments.port}", highlight=False)
+            errors.print("Ctrl-C ends it when all answers are given; a second one ends it at once.")
+            reason = stay(config)
+        except KeyboardInterrupt:
+            is_ending.set()
+            end(client)
+            return 0
     if reason != STOPPED:
         errors.print(
             f"genserve: the system gave up: {reason}; its children's deaths are in Ray's logs", highlight=False

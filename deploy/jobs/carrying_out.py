@@ -26,6 +26,7 @@ from loaders.progress import OnProgress
 if TYPE_CHECKING:
     from deploy.jobs.openai_lines import OpenAILines
 
+NOT_DONE = 2
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -66,12 +67,12 @@ def on_own_system(order: Order, source: InputFile, onlooker: Onlooker) -> int:
         if not book.is_complete:
             onlooker.say(f"starting {choice.source}")
             batch = f"{source.digest} {order.places.results.absolute()}"
-            with own_serving(order, choice, batch) as serving:
+            with own_serving(order, choice, batch, onlooker) as serving:
                 ask_all(order, source, serving, book, onlooker)
         return tell_end(order, book, onlooker)
 
 
-def own_serving(order: Order, choice: ModelChoice, batch: str) -> AbstractContextManager[Serving]:
+def own_serving(order: Order, choice: ModelChoice, batch: str, onlooker: Onlooker) -> AbstractContextManager[Serving]:
     """Imported where it is wanted, for the one comes with MLX, and the other with Ray."""
     if order.is_inline:
         from deploy.jobs.inline_serving import inline
@@ -79,7 +80,11 @@ def own_serving(order: Order, choice: ModelChoice, batch: str) -> AbstractContex
         return inline(choice)
     from deploy.jobs.system_serving import own_system
 
-    return own_system(choice, batch, order.limits, cluster_of(order))
+    def ray_died() -> None:
+        onlooker.say("the Ray that this batch has started has died; the same command goes on")
+        os._exit(NOT_DONE)  # whoever waits for that Ray would hold this program back
+
+    return own_system(choice, batch, order.limits, cluster_of(order), ray_died)
 
 
 def cluster_of(order: Order) -> str | None:

@@ -2,7 +2,7 @@
 
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from shutil import rmtree
 
@@ -19,18 +19,21 @@ from deploy.jobs.serving import Serving
 
 
 @contextmanager
-def own_system(choice: ModelChoice, batch: str, limits: LedgerOptions, address: str | None) -> Iterator[Serving]:
+def own_system(
+    choice: ModelChoice, batch: str, limits: LedgerOptions, address: str | None, ray_died: Callable[[], None]
+) -> Iterator[Serving]:
     """Start a system, or take over the one that an earlier start of this batch left behind. It ends with the block."""
     join(address)
     try:
-        config = config_for(choice, batch, limits)
-        try:
-            with Heartbeat():
-                yield serving_of(start_system(config), choice)
-        finally:
-            with suppress(CallFailed):  # where it cannot be reached its owner ends it, as when a batch is killed
-                stop()
-            rmtree(config.directory, ignore_errors=True)
+        with process.vigil(ray_died):
+            config = config_for(choice, batch, limits)
+            try:
+                with Heartbeat():
+                    yield serving_of(start_system(config), choice)
+            finally:
+                with suppress(CallFailed):  # where it cannot be reached its owner ends it, as when a batch is killed
+                    stop()
+                rmtree(config.directory, ignore_errors=True)
     finally:
         process.disconnect()
 
