@@ -57,7 +57,7 @@ class Fleet:
         self._watched.discard(down.pid)
         if not is_abnormal(down.reason):
             self.outbox.record(self.ledger.release(epoch, now()))
-            self.ledger.model_busy(epoch)
+            self.ledger.model_gone(epoch)
             return
         board = self.ledger.boards.get(epoch)
         entries = [self.ledger.entries[name] for name in (board.ids if board else ())]

@@ -57,6 +57,14 @@ class Inbox:
     def has_pieces(self) -> bool:
         return bool(self._pieces)
 
+    def fits(self, part: Part) -> bool:
+        """Whether it goes on where this one stands, and as wanted: an earlier reader may have asked for it."""
+        end, is_whole = part.end, part.end is not None and part.end.completion is not None
+        if self.had is None:
+            return is_whole or (end is not None and end.code is not None)
+        firsts = {choice: position for choice, position, *_ in reversed(part.pieces)}
+        return not is_whole and all(position <= self.had[choice] for choice, position in firsts.items())
+
     def feed(self, part: Part) -> "Sleeper | None":
         """Take what is new; what came before is passed over. Who is returned is to be woken."""
         with self._changed:

@@ -112,6 +112,10 @@ class Ledger(Book):
         """It lives, but takes nothing new."""
         self._board(epoch).is_up = False
 
+    def model_gone(self, epoch: str) -> None:
+        """It ended in order, and has nothing of ours any more."""
+        self.boards.pop(epoch, None)
+
     def model_down(self, epoch: str, alone: str | None, now: float) -> Crashed | None:
         """It died. None if it had nothing of ours."""
         record = Crashed(now, epoch, alone)

@@ -14,7 +14,7 @@ from actors.exits import CallFailed, NoProc
 from actors.inbox import Inbox, Sleeper, wake
 from actors.node import whereis
 from actors.pid import Pid
-from actors.polls import Had, Part, Poll
+from actors.polls import Part, Poll
 from actors.refusals import Unavailable
 from actors.request_server import Accepted, Submit
 from actors.turnstile import Turnstile
@@ -112,21 +112,23 @@ class Line:
                 if self._is_closed:
                     return
                 full = tuple(name for name in self._polled if self._inboxes[name].is_full)
-                wants = {name: self._inboxes[name].wants for name in self._polled.difference(full)}
-            self._poll(wants, full)
+                asked = {name: self._inboxes[name] for name in self._polled.difference(full)}
+            self._poll(asked, full)
 
-    def _poll(self, wants: dict[str, Had | None], full: tuple[str, ...]) -> None:
+    def _poll(self, asked: dict[str, Inbox], full: tuple[str, ...]) -> None:
+        wants = {name: inbox.wants for name, inbox in asked.items()}
         message = Poll(wants, FULL_SECONDS if full else POLL_SECONDS, self.listener, self.tenant, full)
         try:
             parts = self.ask(lambda pid: request_server.poll(pid, message))
         except Unavailable as refusal:
             self._fail_all(refusal)
             return
-        wake(self._told(part) for part in parts)
+        wake(self._told(part, asked) for part in parts)
 
-    def _told(self, part: Part) -> Sleeper | None:
+    def _told(self, part: Part, asked: dict[str, Inbox]) -> Sleeper | None:
         inbox = self._inboxes.get(part.id)
-        if inbox is None:
+        # Who took a request up again while the poll of its earlier reader was on the way is told by the next one.
+        if inbox is None or asked.get(part.id, inbox) is not inbox or not inbox.fits(part):
             return None
         if part.end is not None:
             self.drop(inbox)

@@ -182,8 +182,8 @@ def status() -> TreeNode | None:
         return None
     try:
         before = config_of(root).lives_before
-    except CallFailed:
-        before = {}
+    except CallFailed:  # it died, or is busy with a child
+        return TreeNode("root", str(root), "busy", 0, None)
     return TreeNode("root", str(root), "running", restarts_of(root, before), None, children_of(root, before))
 
 

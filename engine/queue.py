@@ -71,13 +71,14 @@ class FairQueue:
         lane = self._lanes[self._chosen]
         lane.sequences.popleft()
         lane.deficit -= sequence.request.cost
-        self._leave(self._chosen)
+        self._leave(self._chosen, was_next=True)
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
         key = lane_of(sequence)
+        is_next = key == self._chosen and self._lanes[key].sequences[0] is sequence
         self._lanes[key].sequences.remove(sequence)
-        self._leave(key)
+        self._leave(key, is_next)
 
     def _choose(self) -> LaneKey:
         """Let every lane earn until the first can pay; of several, the one that stands first."""
@@ -86,9 +87,10 @@ class FairQueue:
             lane.deficit += rounds * lane.quantum
         return self._order[position]
 
-    def _leave(self, key: LaneKey) -> None:
+    def _leave(self, key: LaneKey, was_next: bool) -> None:
         self._size -= 1
-        self._chosen = None
+        if was_next:
+            self._chosen = None
         lane = self._lanes[key]
         if not lane.sequences:  # an empty lane keeps no savings
             del self._lanes[key]

@@ -16,9 +16,9 @@ import mlx.core as mx
 
 from engine.adapter import Adapter, LowRank
 from engine.lora import AdapterStack, stack_adapters
-from engine.refusal import QueueFull, UnknownAdapter
+from engine.refusal import QueueFull, UnknownAdapter, Unsupported
 
-SPARE_SHARE = 4  # for so many adapters a vacant slot is laid
+SPARE_SHARE = 4  # for so many adapters, and for so many times its bytes, a vacant slot is laid
 
 
 @dataclass(slots=True)
@@ -61,6 +61,7 @@ class Shelf:
 
     def attach(self, name: str, adapter: Adapter) -> None:
         """Make an adapter known and put it in memory; a version in use before stays until its users are done."""
+        self._check_can_ever_fit(name, adapter)
         if name in self._known and name not in self._current:
             self._known[name] = adapter.num_bytes  # so that nobody asks for it before there is so much room
         if self.bytes_in_use + adapter.num_bytes > self.max_bytes:
@@ -123,6 +124,14 @@ class Shelf:
         if slot.is_retired and not slot.num_users:
             self._drop(index)
 
+    def _check_can_ever_fit(self, name: str, adapter: Adapter) -> None:
+        if adapter.num_bytes > self.max_bytes:
+            raise Unsupported(
+                f"adapter {name!r} has {adapter.num_bytes} bytes and can never fit here: "
+                f"adapters may have {self.max_bytes} together",
+                "adapter",
+            )
+
     def _make_room(self, num_bytes: int) -> None:
         """Drop idle adapters, least recently used first, until so many bytes fit."""
         for name in list(self._current):
@@ -159,15 +168,20 @@ class Shelf:
             self._slots.pop()
         adapters = [EMPTY if slot is None else self._adapter_in(index, slot) for index, slot in enumerate(self._slots)]
         newest = [*adapters, *self._loose()][-1]
-        num_living = sum(slot is not None for slot in self._slots)
-        num_fitting = (self.max_bytes - self.num_bytes) // max(newest.num_bytes, 1)
-        spare = [blank(newest)] * min(num_living // SPARE_SHARE, num_fitting)
+        spare = [blank(newest)] * self._num_spare(newest.num_bytes)
         self._stack = stack_adapters([*adapters, *spare], self._num_layers)
-        self._laid_bytes = sum(array.nbytes for array in self._stack.arrays())
+        # as adapters count: all lie in the greatest precision of any, which laying them again would not change
+        self._laid_bytes = self.num_bytes + len(spare) * newest.num_bytes
         for slot in self._slots:
             if slot is not None:
                 slot.adapter = None
         self._slots += [None] * len(spare)
+
+    def _num_spare(self, num_bytes: int) -> int:
+        """How many vacant slots of so many bytes to lay: few, since every row's product runs over them as well."""
+        num_living = sum(slot is not None for slot in self._slots)
+        room = min(self.max_bytes - self.num_bytes, self.num_bytes // SPARE_SHARE)
+        return min(num_living // SPARE_SHARE, room // max(num_bytes, 1))
 
     def _loose(self) -> list[Adapter]:
         """Those that are not in the stack yet."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.adapter import Adapter
 from engine.engine import Engine
 from engine.event import AdapterWanted, Event
-from engine.refusal import QueueFull, UnknownAdapter
+from engine.refusal import QueueFull, UnknownAdapter, Unsupported
 from tests.engines import (
     Answer,
     ask,
@@ -229,10 +229,31 @@ def test_an_adapter_that_came_is_kept_for_those_who_waited_until_they_ran() -> N
 
 def test_an_adapter_larger_than_all_room_is_refused_and_nothing_is_dropped_for_it() -> None:
     engine = crowded(2)
-    with pytest.raises(QueueFull, match="adapters may have"):
+    with pytest.raises(Unsupported, match=rf"has {10 * BYTES} bytes .* adapters may have {2 * BYTES} together"):
         engine.attach("y", random_adapter(MODEL, 40))
     assert engine.stats().resident_adapters == ("y", "z")
     assert serve_one(engine, ask("r", adapter="y")).tokens == alone(Y)
+
+
+def test_a_newer_version_that_can_never_fit_leaves_the_old_one_to_be_asked_for_and_holds_nobody_up() -> None:
+    engine, known = crowded(1), {"x": X, "y": Y, "z": Z}
+    with pytest.raises(Unsupported):
+        engine.attach("x", random_adapter(MODEL, 8))
+    for name in known:
+        engine.add(ask(name, adapter=name))
+    answers = serve_with(engine, known)
+    assert all(answers[name].tokens == alone(known[name], name) for name in known)
+
+
+def test_a_newer_version_for_which_there_is_no_room_yet_is_not_asked_for_until_there_is() -> None:
+    engine, large = crowded(2), random_adapter(MODEL, 8)
+    engine.add(ask("z", adapter="z", max_tokens=30))
+    engine.step()
+    with pytest.raises(QueueFull, match=rf"has {2 * BYTES} bytes; .* those in use have {BYTES}"):
+        engine.attach("x", large)
+    engine.add(ask("r", adapter="x"))
+    assert wanted(engine.step()) == []
+    assert serve_with(engine, {"x": large})["r"].tokens == alone(large)
 
 
 def test_an_adapter_that_comes_when_all_room_is_in_use_is_refused_and_asked_for_again_later() -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -259,6 +260,20 @@ def test_a_key_with_another_body_is_a_conflict(tiny: Served) -> None:
     answer = tiny.post("/v1/completions", body(max_tokens=4), headers=headers)
     assert answer.status_code == 409
     assert answer.json()["error"]["code"] == "idempotency_conflict"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_conflict_leaves_the_request_alone_that_has_the_key(is_stream: bool) -> None:
+    headers = {"Idempotency-Key": "running"}
+    with served(tiny_backend()) as door, ThreadPoolExecutor() as other:
+        door.client.post("/v1/system/suspend")
+        first = other.submit(door.post, "/v1/completions", body(max_tokens=8), headers=headers)
+        wait_until(lambda: len(running(door)) == 1)
+        conflict = door.post("/v1/completions", body(max_tokens=9, stream=is_stream), headers=headers)
+        assert conflict.status_code == 409
+        door.client.post("/v1/system/resume")
+        answer = first.result().json()
+    assert answer["usage"]["completion_tokens"] == 8
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from actors.exits import CallFailed
-from actors.request_stats import RequestServerStats
+from actors.request_stats import NOT_OPEN, RequestServerStats
+from actors.system_config import partition_names
 from deploy.http import actor_view
 from deploy.http.actor_view import NO_VIEW, View, view_of
 from deploy.http.backend import ModelCard
@@ -71,3 +72,65 @@ def test_a_replica_that_is_away_counts_as_it_was_seen_last(tmp_path: Path, engin
     del engines["genserve.models.model-1"]
     after = look(tmp_path, before).stats
     assert after.engine is not None and after.engine.generated_tokens == 1500
+
+
+@pytest.fixture
+def partitions(engines: dict[str, EngineStats], monkeypatch: pytest.MonkeyPatch) -> dict[str, RequestServerStats]:
+    """What each request server says of itself; one that is not in the table does not answer."""
+    told: dict[str, RequestServerStats] = {}
+
+    def stats_of(name: str, timeout: float) -> RequestServerStats:
+        if name not in told:
+            raise CallFailed(name, "timeout")
+        return told[name]
+
+    monkeypatch.setattr(actor_view.request_server, "stats", stats_of)
+    return told
+
+
+FIRST, SECOND = partition_names(2)
+
+
+def counting(num_tokens: int) -> RequestServerStats:
+    return RequestServerStats(is_open=True, counts={"tokens": num_tokens})
+
+
+def look_at_both(directory: Path, before: View = NO_VIEW) -> View:
+    return view_of(tiny_system(directory, partitions=2), before, is_watched=False)
+
+
+@pytest.mark.parametrize("answer", [None, NOT_OPEN], ids=["silent", "not_open"])
+def test_a_partition_that_is_away_counts_as_it_was_seen_last(
+    tmp_path: Path, partitions: dict[str, RequestServerStats], answer: RequestServerStats | None
+) -> None:
+    partitions |= {FIRST: counting(100), SECOND: counting(20)}
+    view = look_at_both(tmp_path)
+    assert view.stats.counts == {"tokens": 120}
+    del partitions[SECOND]
+    partitions |= {FIRST: counting(101)} | ({SECOND: answer} if answer is not None else {})
+    view = look_at_both(tmp_path, view)
+    assert view.stats.counts == {"tokens": 121}
+    assert view.why_not_ready is not None
+    partitions[SECOND] = counting(23)
+    assert look_at_both(tmp_path, view).stats.counts == {"tokens": 124}
+
+
+@pytest.mark.parametrize("answer", [None, NOT_OPEN], ids=["silent", "not_open"])
+def test_nothing_is_counted_before_every_partition_has_told_its_counts(
+    tmp_path: Path, partitions: dict[str, RequestServerStats], answer: RequestServerStats | None
+) -> None:
+    partitions |= {FIRST: counting(100)} | ({SECOND: answer} if answer is not None else {})
+    view = look_at_both(tmp_path)
+    assert view.stats.counts == {}
+    partitions[SECOND] = counting(1_000_000)
+    assert look_at_both(tmp_path, view).stats.counts == {"tokens": 1_000_100}
+
+
+def test_adapters_are_told_while_a_partition_reads_its_journal(
+    tmp_path: Path, partitions: dict[str, RequestServerStats]
+) -> None:
+    partitions |= {FIRST: NOT_OPEN, SECOND: replace(counting(1), adapters=("voice",))}
+    view = look_at_both(tmp_path)
+    assert view.adapters == ("voice",)
+    partitions[SECOND] = NOT_OPEN
+    assert look_at_both(tmp_path, view).adapters == ("voice",)

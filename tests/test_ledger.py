@@ -474,6 +474,21 @@ def test_lanes_that_wait_are_served_in_turns_and_a_newcomer_begins_where_the_oth
     assert sent_next() == "urgent"
 
 
+def test_who_waits_behind_those_of_another_priority_gets_a_share() -> None:
+    ledger = Ledger(VOCABULARY, LedgerOptions(max_choices_on_board=1))
+    ledger.model_up("model/1")
+    for number in range(20):
+        accept(ledger, request_of(f"many-{number}", tenant="many"))
+    for number in range(5):
+        accept(ledger, request_of(f"low-{number}", tenant="few", priority=1))
+    order = []
+    for _ in range(12):
+        ((name,),) = [attempt.ids for attempt in ledger.dispatch(0.0)]
+        ledger.cancel(name, 0.0, ledger.entries[name].request.tenant)
+        order.append(name.partition("-")[0])
+    assert [order[:6].count("low"), order.count("low")] == [2, 4]
+
+
 def test_what_does_not_fit_waits_in_order_of_priority_then_arrival() -> None:
     ledger = Ledger(VOCABULARY, LedgerOptions(max_choices_on_board=2))
     ledger.model_up("model/1")

@@ -1,5 +1,6 @@
 """A client program's way to a partition, and its readers who read slowly."""
 
+import queue
 import threading
 from typing import Any
 
@@ -8,7 +9,12 @@ import pytest
 from actors import line
 from actors.inbox import Inbox
 from actors.line import Line
-from actors.polls import MAX_PIECES, Part, Poll
+from actors.polls import MAX_PIECES, End, Part, Poll
+from engine.completion import Choice, Completion, Usage
+
+USAGE = Usage(1, 4)
+END = End(USAGE, None, None, None)
+WHOLE = End(USAGE, None, None, Completion("same", (Choice(0, "aaaa", (97,) * 4, "length"),), USAGE))
 
 
 def test_a_reader_that_takes_nothing_hears_no_more_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +45,38 @@ def test_a_reader_that_takes_nothing_hears_no_more_until_it_does(monkeypatch: py
     assert (asked[-1].wants, asked[-1].kept) == ({"slow": (MAX_PIECES,)}, ())
     way.close()
     turn.release()
+
+
+@pytest.mark.parametrize("had", [(1,), (5,), None])
+def test_a_late_answer_to_an_earlier_reader_is_not_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch, had: tuple[int] | None
+) -> None:
+    """The first has three pieces and waits for more, when it leaves and another takes the same request up."""
+    asked: queue.Queue[Poll] = queue.Queue()
+    answers: queue.Queue[list[Part]] = queue.Queue()
+
+    def poll(pid: Any, message: Poll) -> list[Part]:
+        asked.put(message)
+        return answers.get()
+
+    monkeypatch.setattr(line.request_server, "poll", poll)
+    monkeypatch.setattr(line, "whereis", lambda name: name)
+    way, first, second = Line("there", 1.0), Inbox("same", (3,)), Inbox("same", had)
+    way.follow(first)
+    assert asked.get().wants == {"same": (3,)}
+    way.drop(first)
+    assert way.reading(second) is way
+    way.follow(second)
+    answers.put([Part("same", [piece(3)], END)])
+    assert asked.get(timeout=10).wants == {"same": had}
+    assert not second.is_over and not second.has_pieces
+    if had is None:
+        answers.put([Part("same", [], WHOLE)])
+        assert second.take(10) == [] and second.completion() is WHOLE.completion
+    else:
+        answers.put([Part("same", [piece(had[0])], END)])
+        assert [found.position for found in second.take(10)] == [had[0]]
+    way.close()
 
 
 def piece(position: int) -> Any:

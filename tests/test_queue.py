@@ -84,6 +84,16 @@ def test_the_choice_stands_until_it_is_taken() -> None:
     assert queue.pop().request.id == "large"
 
 
+def test_the_choice_stands_when_somebody_else_is_removed() -> None:
+    queue = FairQueue()
+    for name, cost, tenant in (("largest", 1000, "a"), ("small", 10, "a"), ("next", 500, "b")):
+        queue.push(waiting(name, cost, tenant=tenant))
+    chosen = queue.peek()
+    assert chosen is not None and chosen.request.id == "next"
+    queue.remove(queue._lanes[0, "a", ""].sequences[0])
+    assert queue.pop().request.id == "next"
+
+
 def test_a_removed_request_is_gone_and_the_others_stay() -> None:
     queue = FairQueue()
     made = [waiting(f"r{index}", tenant=f"t{index % 2}") for index in range(6)]

@@ -190,6 +190,15 @@ def test_an_adapter_that_was_attached_meanwhile_outlives_the_model_server(tmp_pa
         assert made.stats().adapters == ("blue", "green")
 
 
+def test_a_model_server_that_ends_in_order_leaves_nothing_behind(tmp_path: Path) -> None:
+    (request,) = mixed_requests(1)
+    with bench(tmp_path) as made:
+        made.submit_to_nobody(request)
+        server = made.node._cells[made.requests].loop.server
+        assert isinstance(server, RequestServer)
+        assert server.ledger.boards == {}
+
+
 def test_a_late_message_of_a_dead_model_server_changes_nothing(tmp_path: Path) -> None:
     (request,) = mixed_requests(1)
     with bench(tmp_path) as made:

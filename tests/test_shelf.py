@@ -4,10 +4,12 @@ from itertools import count
 
 import mlx.core as mx
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.adapter import Adapter
+from engine.adapter import Adapter, LowRank
+from engine.refusal import Unsupported
 from engine.shelf import Shelf
 from tests.engines import random_adapter, tiny_model
 
@@ -18,9 +20,19 @@ BYTES = random_adapter(MODEL).num_bytes
 
 def shelf_of(num_adapters: int, room: int = 100) -> Shelf:
     shelf = Shelf(LAYERS, room * BYTES)
-    for index in range(num_adapters):
-        shelf.attach(f"a{index}", random_adapter(MODEL, seed=index))
+    attach_all(shelf, [random_adapter(MODEL, seed=index) for index in range(num_adapters)])
     return shelf
+
+
+def attach_all(shelf: Shelf, adapters: list[Adapter]) -> None:
+    for index, adapter in enumerate(adapters):
+        shelf.attach(f"a{index}", adapter)
+
+
+def in_precision(dtype: mx.Dtype, adapter: Adapter) -> Adapter:
+    pairs = adapter.modules.items()
+    modules = {place: LowRank(pair.a.astype(dtype), pair.b.astype(dtype), pair.scale) for place, pair in pairs}
+    return Adapter(modules, f"{adapter.version}-{dtype}")
 
 
 def laid_bytes(shelf: Shelf) -> int:
@@ -110,6 +122,37 @@ def test_what_was_left_in_vacant_slots_goes_when_most_is_vacant_and_all_of_it_wi
     for index in range(12, 20):
         shelf.detach(f"a{index}")
     assert shelf.stack() is None
+
+
+@given(st.lists(st.tuples(st.sampled_from((1, 4, 32)), st.sampled_from((mx.float32, mx.float16))), max_size=20))
+@example([(4, mx.float32)] * 7 + [(32, mx.float32)])
+@example([(4, mx.float16)] * 20 + [(4, mx.float32)])
+@settings(max_examples=30, deadline=None)
+def test_a_stack_that_was_just_laid_stays_while_nothing_changes(kinds: list[tuple[int, mx.Dtype]]) -> None:
+    shelf = Shelf(LAYERS, 1000 * BYTES)
+    attach_all(shelf, [in_precision(dtype, random_adapter(MODEL, rank)) for rank, dtype in kinds])
+    stack = shelf.stack()
+    assert shelf.stack() is stack
+
+
+@pytest.mark.parametrize("place_of_the_large", [0, 3, 7])
+def test_what_a_large_adapter_had_is_given_back_when_it_has_gone(place_of_the_large: int) -> None:
+    shelf = Shelf(LAYERS, 100 * BYTES)
+    ranks = [4] * 7
+    ranks.insert(place_of_the_large, 32)
+    attach_all(shelf, [random_adapter(MODEL, rank, seed) for seed, rank in enumerate(ranks)])
+    assert laid_bytes(shelf) >= 15 * BYTES
+    shelf.detach(f"a{place_of_the_large}")
+    assert laid_bytes(shelf) <= 8 * BYTES
+    assert_holds(shelf, "a5", random_adapter(MODEL, seed=5))
+
+
+def test_a_newer_version_that_can_never_fit_is_refused_for_good_and_the_old_one_has_room_as_before() -> None:
+    shelf = shelf_of(2, room=1)
+    with pytest.raises(Unsupported, match=rf"'a0' has {2 * BYTES} bytes .* adapters may have {BYTES} together"):
+        shelf.attach("a0", random_adapter(MODEL, 8))
+    assert shelf.names == ("a0", "a1") and shelf.resident == ("a1",)
+    assert shelf.has_room_for("a0")
 
 
 @given(

@@ -23,21 +23,25 @@ class View:
 
     why_not_ready: str | None
     engines: Mapping[str, EngineStats]  # of each model server the latest that was seen, also while there is none
+    counts: Mapping[str, Mapping[str, int]]  # of each request server, likewise
     adapters: tuple[str, ...]
     stats: Stats
     running: tuple[Running, ...] = ()  # while somebody watches
 
 
-NO_VIEW = View("the system is starting", {}, (), Stats(None))
+NO_VIEW = View("the system is starting", {}, {}, (), Stats(None))
 
 
 def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
     """Look at every server, and wait for none of them for long."""
-    partitions, failures = [], []
+    partitions, failures, counts = [], [], dict(before.counts)
     running: list[Running] = []
     for name in config.partition_names:
         try:
-            partitions.append(request_server.stats(name, ANSWER_SECONDS))
+            found = request_server.stats(name, ANSWER_SECONDS)
+            partitions.append(found)
+            if found.is_open:
+                counts[name] = found.counts
             running += request_server.running(name, ANSWER_SECONDS) if is_watched else ()
         except CallFailed:
             failures.append(f"{name} does not answer")
@@ -52,25 +56,31 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
                 engines[name] = model_stats.stats(pid, ANSWER_SECONDS).engine
         except CallFailed:
             continue
-    counts: Counter[str] = Counter()
-    for partition in partitions:
-        counts.update(partition.counts)
     num_living = sum(partition.num_living for partition in partitions)
     num_running = sum(partition.num_on_board for partition in partitions)
-    adapters = partitions[0].adapters if partitions else before.adapters
+    adapters = next((partition.adapters for partition in partitions if partition.is_open), before.adapters)
     return View(
         "the engine is suspended" if is_suspended else why_not(partitions, failures),
         engines,
+        counts,
         adapters,
         Stats(
             total(tuple(engines.values())) if engines else None,
             max(0, num_living - num_running),
             num_running,
-            counts=dict(counts),
+            counts=added_up(counts) if len(counts) == len(config.partition_names) else {},
             num_engines=config.replicas,
         ),
         tuple(running),
     )
+
+
+def added_up(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Of all partitions, or of none: one that joins the others later would seem to do its whole past's work at once."""
+    sums: Counter[str] = Counter()
+    for told in counts.values():
+        sums.update(told)
+    return dict(sums)
 
 
 def why_not(partitions: list[RequestServerStats], failures: list[str]) -> str | None:

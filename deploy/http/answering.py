@@ -17,11 +17,8 @@ async def whole(edge: Edge, http: HttpRequest, job: Job) -> list[Completion]:
     began = time.monotonic()
     try:
         completions = await unless_departed(answers_of(edge, job), http.receive)
-    except Departed:
+    except (Departed, Refusal):
         await edge.left(job)
-        raise
-    except Refusal:
-        await edge.cancel(job)
         raise
     edge.meters.whole.observe(time.monotonic() - began)
     for completion in completions:

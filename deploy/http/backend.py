@@ -70,7 +70,7 @@ class Process:
     """One process of the supervision tree, and those below it."""
 
     name: str
-    state: str  # "running", "restarting", "down", "suspended"
+    state: str  # "running", "busy", "restarting", "down", "suspended"
     restarts: int = 0
     last_reason: str | None = None
     children: tuple["Process", ...] = ()

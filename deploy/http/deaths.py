@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from deploy.http.backend import Process
 
@@ -14,23 +14,25 @@ class Deaths:
 
     def __init__(self) -> None:
         self.by_reason: Counter[str] = Counter()
-        self._seen: Mapping[str, int] = {}
+        self._seen: dict[str, int] = {}  # also of those that a look lacks: a busy supervisor does not show its children
 
     def look(self, tree: Process) -> None:
-        now = dict(restarts_of(tree))
-        for (name, reason), count in now.items():
-            before = self._seen.get(name, 0)
-            self.by_reason[reason] += count - before if count >= before else count
-        self._seen = {name: count for (name, _), count in now.items()}
+        for place, process in places_of(tree):
+            before = self._seen.get(place, 0)
+            if process.restarts < before and process.state != "running":
+                continue  # without a pid it shows only what its present supervisor has counted
+            num_new = process.restarts - (before if process.restarts >= before else 0)
+            if num_new:
+                self.by_reason[kind_of(process.last_reason)] += num_new
+            self._seen[place] = process.restarts
 
 
-def restarts_of(process: Process, above: str = "") -> Iterator[tuple[tuple[str, str], int]]:
-    """Each process by its place and the kind of its last end, with its restarts."""
+def places_of(process: Process, above: str = "") -> Iterator[tuple[str, Process]]:
+    """Each process with its place in the tree."""
     place = f"{above}/{process.name}"
-    if process.restarts:
-        yield (place, kind_of(process.last_reason)), process.restarts
+    yield place, process
     for child in process.children:
-        yield from restarts_of(child, place)
+        yield from places_of(child, place)
 
 
 def kind_of(reason: str | None) -> str:

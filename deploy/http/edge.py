@@ -109,7 +109,9 @@ class Edge:
                 await self.backend.cancel(request.id, request.tenant)
 
     async def left(self, job: Job) -> None:
-        """The job's client went away. Who has a key may come back; until then the lease keeps the job."""
+        """Its client went away, or was refused. Who has a key may come back, or has used one of a request that goes on;
+        until then the lease keeps the job.
+        """
         if not job.is_kept:
             await self.cancel(job)
 

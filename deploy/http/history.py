@@ -35,7 +35,7 @@ class History:
         self._meters = meters
         self._now = now
         self._samples: deque[Sample] = deque(maxlen=NUM_SAMPLES)
-        self._num_tokens = 0
+        self._num_tokens: int | None = None  # None: not counted yet
         self._count = 0
         self._last = now()
 
@@ -49,9 +49,8 @@ class History:
 
     def take(self, stats: Stats) -> None:
         engine, now = stats.engine, self._now()
-        num_tokens = stats.counts.get("tokens", 0)
-        rate = max(0, num_tokens - self._num_tokens) / max(now - self._last, 0.001)
-        self._num_tokens, self._last, self._count = num_tokens, now, self._count + 1
+        rate = self._rate(stats.counts.get("tokens"), now)
+        self._count += 1
         self._samples.append(
             Sample(
                 self._count,
@@ -68,3 +67,9 @@ class History:
     def after(self, number: int) -> list[dict[str, object]]:
         """The samples behind this one."""
         return [asdict(sample) for sample in self._samples if sample.number > number]
+
+    def _rate(self, num_tokens: int | None, now: float) -> float:
+        """Tokens a second since the sample before. The first count is a base: it is the whole journal's."""
+        before, seconds = self._num_tokens, max(now - self._last, 0.001)
+        self._num_tokens, self._last = num_tokens, now
+        return 0.0 if before is None or num_tokens is None else max(0, num_tokens - before) / seconds

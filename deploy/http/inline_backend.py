@@ -18,6 +18,7 @@ from actors.refusals import Unavailable
 from actors.running import Running, running_of
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Stats, Terms
+from deploy.http.deaths import kind_of
 from deploy.http.engine_thread import Born, Died, EngineThread, Refused, Report, Told
 from deploy.http.inline_requests import InlineRequests
 from deploy.http.turns import Turns
@@ -206,7 +207,7 @@ class InlineBackend:
 
     def _mourn(self, died: Died) -> None:
         epoch, now = str(died.life), time.monotonic()
-        self._restarts[died.reason] += 1
+        self._restarts[kind_of(died.reason)] += 1
         self._last_reason = died.reason
         if died.reason == "killed":
             self._requests.ledger.release(epoch, now)  # no request is to blame

@@ -10,7 +10,8 @@ from engine.refusal import BadRequest
 
 MAX_DEPTH = 32
 MAX_KEYS = 4096  # of one object
-BRACKETS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]|[\]}]', re.DOTALL)
+# A string that is never closed ends with the body, or each quote in it would be tried as the beginning of one.
+BRACKETS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode_json(data: bytes) -> Any:

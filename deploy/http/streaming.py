@@ -67,7 +67,7 @@ async def opened(
     try:
         return [await edge.backend.stream(request, job.terms) for request in job.requests]
     except Refusal:
-        await edge.cancel(job)
+        await edge.left(job)
         raise
 
 
@@ -125,7 +125,7 @@ class Streamed(Response):
                     await self._put(send, frames)
             await self._put(send, self._framed(self.chunks.closing(self.usages)))
         except Refusal as refusal:
-            await self.edge.cancel(self.job)
+            await self.edge.left(self.job)
             await self._put(send, self.frames.frame(error_body(refusal), None))
         self.edge.meters.whole.observe(time.monotonic() - began)
         await send({"type": "http.response.body", "body": self.frames.done, "more_body": False})
