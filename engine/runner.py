@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.adjust import adjust
+from engine.adjust import Adjuster
 from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
 from engine.decoder import head, hidden
@@ -60,6 +60,7 @@ class Runner:
         self.weights = weights
         self.kernels = kernels
         self.cache = cache
+        self.adjuster = Adjuster()
         self._previous: mx.array | Tokens = mx.array(NO_TOKENS)  # what the step before drew
 
     def launch(
@@ -162,9 +163,7 @@ class Runner:
             return mx.array(NO_TOKENS)
         if outputs.prompts:
             logits = logits[: outputs.num_draws]
-        wishes = outputs.adjustments(rows)
-        if wishes:
-            logits = adjust(logits, wishes, batch.tokens)
+        logits = self.adjuster.adjust(logits, outputs.adjustments(rows), batch.tokens)
         knobs, is_greedy, is_filtered = settings
         return self.kernels.draw(logits, knobs, is_greedy=is_greedy, is_filtered=is_filtered)
 
