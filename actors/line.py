@@ -22,6 +22,7 @@ from actors.turnstile import Turnstile
 Answer = TypeVar("Answer")
 RETRY_SECONDS = 0.03
 POLL_SECONDS = 2.0
+CLOSED = "this client was closed"
 FULL_SECONDS = 0.1  # while somebody reads too slowly, who may have caught up by then
 
 
@@ -45,6 +46,7 @@ class Line:
     def submit(self, message: Submit, inbox: Inbox, patience_seconds: float | None = None) -> Accepted:
         """Have a request accepted, however often its partition dies meanwhile: the id makes it the same request."""
         with self._changed:
+            self._check_open()
             self._inboxes[inbox.id] = inbox
         try:
             accepted = self.ask(lambda pid: request_server.submit(pid, message), patience_seconds)
@@ -57,6 +59,7 @@ class Line:
     def follow(self, inbox: Inbox) -> None:
         """Hear of a request that the partition has."""
         with self._changed:
+            self._check_open()
             self._inboxes[inbox.id] = inbox
             self._polled.add(inbox.id)
             if self._thread is None:
@@ -93,9 +96,15 @@ class Line:
             time.sleep(RETRY_SECONDS)
 
     def close(self) -> None:
+        """Who still waits here is told so, and whoever asks after it."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        self._fail_all(Unavailable(CLOSED))
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable(CLOSED)
 
     def _present(self) -> Pid:
         pid = self._pid

@@ -125,6 +125,7 @@ class Loop:
         except Exception as error:
             reason = self._crashed("terminate", error)
         self._next = None
+        self._postponed.clear()
         for ref in list(self._timers):
             self.cancel_timer(ref)
         self._host.die(reason)

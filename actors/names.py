@@ -35,10 +35,14 @@ def claim(name: str, table: Table, is_alive: Callable[[Pid], bool]) -> Pid:
             if is_alive(last):
                 raise AlreadyStarted(last)
         pid = Pid(name, last.epoch + 1 if last else 1)
-        if table.put_new(str(pid), CLAIMED):
-            if last is not None:
-                table.delete(str(last))
-            return pid
+        if not table.put_new(str(pid), CLAIMED):
+            continue
+        if latest(name, table) != pid:  # it was had before, and forgotten: others have gone on meanwhile
+            table.delete(str(pid))
+            continue
+        if last is not None:
+            table.delete(str(last))
+        return pid
 
 
 def born(pid: Pid, table: Table) -> None:

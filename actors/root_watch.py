@@ -1,12 +1,15 @@
 """RootWatch: an eye on the root supervisor, which has nobody above it. Who needs it brings it back."""
 
+import logging
 import threading
 
 from actors.envelope import Down
-from actors.exits import StartFailed, is_abnormal
+from actors.exits import is_abnormal
 from actors.node import me, monitor, send, whereis
 from actors.pid import Pid
 from actors.system_config import ROOT, SystemConfig
+
+log = logging.getLogger(__name__)
 
 
 class RootWatch:
@@ -54,5 +57,6 @@ def _start_root(config: SystemConfig, asker: Pid) -> None:
 
     try:
         send(asker, start_root(config))
-    except StartFailed:
+    except Exception as trouble:  # Ray's own as well, while its store is away
+        log.warning("%s cannot start the root: %r", asker, trouble)
         send(asker, None)  # to be looked for again

@@ -1,9 +1,11 @@
 """System: to start one, to find one, to end one. What `genserve.start` and `genserve.connect` are made of."""
 
+import os
 import re
 import time
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from actors.refusals import JournalTaken, Unavailable
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import config_of, start_root, status, stop_root
 from engine.options import EngineOptions
+from engine.refusal import BadRequest
+from loaders.sources import SHORT_NAMES
 
 __all__ = ["connect", "running_config", "start", "status", "stay", "stop"]
 ANSWER_SECONDS = 5.0
@@ -34,14 +38,17 @@ def start(
     wait_seconds: float | None = 300.0,
     **config: Any,
 ) -> Client:
-    """Start a system around a model, or join the one that runs already, and give a client of it.
+    """Start a system around a model, or join the one that runs already around the same, and give a client of it.
 
     `address` is a Ray to join ("auto" finds one); without it one is started here. `config` are fields of SystemConfig:
     `partitions`, `replicas`, `spares`, `level`, ... `wait_seconds` None does not wait for the weights.
     """
-    choice = ModelChoice(str(source), options, tuple((adapters or {}).items()))
-    state = Path(directory) if directory is not None else default_directory(str(source))
-    return start_system(SystemConfig(choice, str(state), **config), address=address, wait_seconds=wait_seconds)
+    voices = tuple((name, str(absolute(path))) for name, path in (adapters or {}).items())
+    choice = ModelChoice(str(local_place(source) or source), options, voices)
+    state = Path(directory) if directory is not None else default_directory(source)
+    return start_system(
+        SystemConfig(choice, str(absolute(state)), **config), address=address, wait_seconds=wait_seconds
+    )
 
 
 def start_system(config: SystemConfig, *, address: str | None = None, wait_seconds: float | None = 300.0) -> Client:
@@ -52,12 +59,36 @@ def start_system(config: SystemConfig, *, address: str | None = None, wait_secon
             process.connect()
         else:
             finding.join(address, must_be_closed=True)
+    is_joining = whereis(ROOT) is not None
+    if is_joining:
+        check_same(config.choice)
     start_root(replace(config, lives_before=lives(ROOT)))
-    finding.be_found()
-    client = Client(config.partitions)
-    if wait_seconds is not None:
-        wait_until_ready(client, config.choice, wait_seconds)
+    try:
+        finding.be_found()
+        client = Client(config.partitions)
+        if wait_seconds is not None:
+            wait_until_ready(client, config.choice, wait_seconds)
+    except BaseException:
+        if not is_joining:
+            with suppress(CallFailed):
+                stop()
+        raise
     return client
+
+
+def check_same(wanted: ModelChoice) -> None:
+    """Refuse to take the system that runs for another one. A name and a path may mean the same model."""
+    with suppress(Unavailable):  # it is busy: whoever waits for it will see
+        there = running_config().choice
+        sources = {there.source, wanted.source}
+        if (len(sources) > 1 and len({Path(source).is_absolute() for source in sources}) == 1) or not set(
+            wanted.adapters
+        ) <= set(there.adapters):
+            raise BadRequest(
+                f"a system runs here already, with {there.source} and adapters {[name for name, _ in there.adapters]}: "
+                "`connect` joins it, and `stop` ends it",
+                "source",
+            )
 
 
 def wait_for_journals(config: SystemConfig) -> None:
@@ -121,6 +152,30 @@ def is_connected() -> bool:
     return True
 
 
-def default_directory(source: str) -> Path:
-    """Where a model's journal is kept; a journal is of no use to another model."""
-    return Path.home() / ".genserve" / "state" / re.sub(r"[^\w.-]+", "-", source).strip("-")
+def default_directory(source: str | Path) -> Path:
+    """Where a model's journal is kept; a journal is of no use to another model, also not to one of the same name."""
+    place, states = local_place(source), Path.home() / ".genserve" / "state"
+    if place is None:
+        return states / with_dashes(str(source))
+    place = place.resolve()
+    return states / f"{with_dashes(place.name)}-{blake2b(os.fsencode(place), digest_size=6).hexdigest()}"
+
+
+def local_place(source: str | Path) -> Path | None:
+    """The absolute path of a model that is a file or a directory here; None for a name, which means the same anywhere.
+
+    Links are not followed: what a .gguf file's link leads to need not be called so.
+    """
+    if isinstance(source, str) and source in SHORT_NAMES:
+        return None
+    place = absolute(source)
+    return place if os.path.exists(place) else None
+
+
+def absolute(path: str | Path) -> Path:
+    """A path that means the same in every process."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def with_dashes(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")

@@ -3,6 +3,7 @@
 The short form of everything: load, load, load, run. Prompts given together share one batch.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
@@ -44,6 +45,7 @@ class Generation:
         kernels = choose(model.config, model.weights, options.block_size, expand=options.expand)
         self.engine = Engine(model, kernels, options, self.vocabulary)
         self._adapters = dict(adapters or {})
+        self._mail: dict[str, deque[Any]] = {}  # by request, where its events are waited for
         for name, adapter in self._adapters.items():
             self.engine.attach(name, adapter)
 
@@ -103,22 +105,32 @@ class Generation:
 
     def _serve(self, transcripts: Mapping[str, Transcript]) -> Iterator[tuple[str, Piece]]:
         """Steps until all have ended; whatever happens, none of them stays in the engine."""
-        with self._added(transcripts):
+        mail = deque[Any]()
+        with self._added(transcripts, mail):
             while not all(transcript.is_finished for transcript in transcripts.values()):
-                for event in self.engine.step():
-                    if isinstance(event, AdapterWanted):
-                        self.engine.attach(event.name, self._adapters[event.name])
-                    elif event.request_id in transcripts:
-                        piece = transcripts[event.request_id].add(event)
-                        if piece is not None:
-                            yield event.request_id, piece
+                while not mail:
+                    self._step()
+                event = mail.popleft()
+                piece = transcripts[event.request_id].add(event)
+                if piece is not None:
+                    yield event.request_id, piece
+
+    def _step(self) -> None:
+        """A step serves everybody, also a stream that is in the middle of its text while somebody else asks."""
+        for event in self.engine.step():
+            if isinstance(event, AdapterWanted):
+                self.engine.attach(event.name, self._adapters[event.name])
+            elif event.request_id in self._mail:
+                self._mail[event.request_id].append(event)
 
     @contextmanager
-    def _added(self, transcripts: Mapping[str, Transcript]) -> Iterator[None]:
+    def _added(self, transcripts: Mapping[str, Transcript], mail: deque[Any]) -> Iterator[None]:
         try:
             for transcript in transcripts.values():
                 self.engine.add(transcript.request)
+                self._mail[transcript.request.id] = mail
             yield
         finally:
             for request_id in transcripts:
                 self.engine.abort(request_id)
+                self._mail.pop(request_id, None)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.adapter import Adapter
-from engine.refusal import BrokenFile, shown
+from engine.refusal import BrokenFile, Unsupported, shown
 from engine.weights import BLOCK_OF
 
 Config = Mapping[str, Any]  # what adapter_config.json holds
 CONFIG_FILE = "adapter_config.json"
+MAX_SCALE = 1e4  # far beyond any that was trained, and far from where float32 ends
 
 Half = Literal["a", "b"]
 HALVES: tuple[Half, Half] = ("a", "b")
@@ -61,3 +62,10 @@ def finite(value: Any, what: str) -> float:
     if not math.isfinite(number):
         raise BrokenFile(f"{what} is {shown(value)}; a finite number is wanted")
     return number
+
+
+def bounded(scale: float, origin: str) -> float:
+    """A scale under which numbers stay finite; `origin` says what made it."""
+    if abs(scale) > MAX_SCALE:
+        raise Unsupported(f"{origin}: it would multiply by {scale:g}; at most {MAX_SCALE:g} is taken")
+    return scale

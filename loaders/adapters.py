@@ -14,9 +14,9 @@ import numpy as np
 
 from engine.adapter import Adapter, LowRank
 from engine.config import ModelConfig
-from engine.refusal import BadRequest, BrokenFile, Unsupported, shown
+from engine.refusal import BadRequest, BrokenFile, Refusal, Unsupported, shown
 from loaders.adapter_description import FORMATS, AdapterDescription, ModuleShape, Place, describe, format_of, misfit_of
-from loaders.adapter_format import CONFIG_FILE, HALVES, Slot, finite, module_path
+from loaders.adapter_format import CONFIG_FILE, HALVES, Slot, bounded, finite, module_path
 from loaders.atomic_file import atomic_file
 from loaders.safetensors import open_tensors, read_header, save
 from loaders.unreadable import reason
@@ -88,8 +88,8 @@ def fits(adapter: Adapter | AdapterDescription, model_config: ModelConfig) -> st
 
 def finite_scale(scale: float) -> float:
     try:
-        return finite(scale, "scale")
-    except BrokenFile as refusal:
+        return bounded(finite(scale, "scale"), f"scale is {shown(scale)}")
+    except Refusal as refusal:
         raise BadRequest(refusal.message, "scale") from None
 
 

@@ -18,6 +18,13 @@ from loaders.control_tokens import ControlTokens, nonce
 from loaders.messages import check_json, plain_messages
 
 HARMLESS = [{"role": role, "content": "Hi"} for role in ("system", "user", "assistant", "user")]
+HARMLESS_TOOLS = [{"type": "function", "function": {"name": "f", "description": "Hi", "parameters": {}}}]
+# What templates look up in messages and tools. Any other key may be a text from outside.
+KNOWN_KEYS = {
+    "additionalProperties", "anyOf", "arguments", "content", "default", "description", "enum", "format", "function",
+    "id", "items", "name", "nullable", "parameters", "properties", "reasoning", "reasoning_content", "required",
+    "return", "role", "strict", "thinking", "title", "tool_call_id", "tool_calls", "tool_plan", "type",
+}  # fmt: skip
 TEMPLATE_ROOM = 1 << 16  # what a template may add to what it was given, and a bit
 
 
@@ -58,7 +65,9 @@ class Chat:
         }
         try:
             if self._puts_together(name):
-                marked = {**variables, "messages": self._mark(plain), "tools": self._mark(variables["tools"])}
+                # A role is one of ours, which templates compare.
+                marked_messages = [self._mark(message) | {"role": message["role"]} for message in plain]
+                marked = {**variables, "messages": marked_messages, "tools": self._mark(variables["tools"])}
                 text = self._templates.render(name, {**marked, **self._named_tokens}, 4 * max_bytes + TEMPLATE_ROOM)
                 return self.control.conceal(text).replace(self._marker, "")
             return self._render_concealed(name, variables, 4 * max_bytes + TEMPLATE_ROOM)
@@ -75,7 +84,13 @@ class Chat:
     def _find_out(self, name: str) -> bool:
         """Whether a template puts control tokens together from parts."""
         for messages in (HARMLESS, HARMLESS[1:], HARMLESS[1:2]):  # some want no system message
-            variables = {"messages": messages, "add_generation_prompt": True, "enable_thinking": False}
+            variables = {
+                "messages": messages,
+                "tools": HARMLESS_TOOLS if name == "tool_use" else None,
+                "documents": None,
+                "add_generation_prompt": True,
+                "enable_thinking": False,
+            }
             try:
                 text = self._templates.render(name, {**variables, **self._named_tokens}, TEMPLATE_ROOM)
                 return self.control.conceal(text) != self._render_concealed(name, variables, TEMPLATE_ROOM)
@@ -83,13 +98,13 @@ class Chat:
                 continue
         return False
 
-    def _mark(self, value: Any, key: str = "") -> Any:
+    def _mark(self, value: Any) -> Any:
         """Put the marker wherever a control token could begin, or have begun before the text."""
         if isinstance(value, Mapping):
-            return {name: self._mark(part, name) for name, part in value.items()}
+            return {key if key in KNOWN_KEYS else self._mark(key): self._mark(part) for key, part in value.items()}
         if isinstance(value, list | tuple):
             return [self._mark(part) for part in value]
-        if not isinstance(value, str) or key == "role":  # one of ours, which templates compare
+        if not isinstance(value, str):
             return value
         marked = self._first_characters.sub(lambda match: match[0] + self._marker, value)
         return self._marker + marked if value and self._goes_on_with(value) else marked
@@ -100,5 +115,14 @@ class Chat:
         return re.compile(f"[{re.escape(first)}]") if first else re.compile(r"(?!)")
 
     def _goes_on_with(self, value: str) -> bool:
-        ends = (text[cut:] for text in self.control.names for cut in range(1, len(text)))
-        return any(value.startswith(end) or end.startswith(value) for end in ends)
+        longest = max(map(len, self.control.names), default=0)
+        begins_with_end = any(value[:length] in self._ends for length in range(1, min(len(value), longest) + 1))
+        return begins_with_end or value in self._all_but_first_characters
+
+    @cached_property
+    def _ends(self) -> frozenset[str]:
+        return frozenset(text[cut:] for text in self.control.names for cut in range(1, len(text)))
+
+    @cached_property
+    def _all_but_first_characters(self) -> str:
+        return "\0".join(text[1:] for text in self.control.names)

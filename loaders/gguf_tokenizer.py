@@ -11,10 +11,10 @@ from typing import Any
 
 from engine.refusal import BrokenFile, Unsupported, shown
 from loaders.pre_tokenizers import BYTE_LEVEL, IGNORES_MERGES, NORMALIZERS, PRE_TOKENIZERS
-from loaders.tokenizer_spec import TokenizerSpec, positive
+from loaders.tokenizer_spec import MAX_ROWS, TokenizerSpec, positive
 
 SPACE = "▁"
-MAX_TOKENS = 1 << 24
+MAX_PIECE = 256  # SentencePiece makes pieces of 16 characters where it is not told otherwise
 
 
 class TokenType(IntEnum):
@@ -113,12 +113,15 @@ def sentencepiece(metadata: Mapping[str, object], tokens: Sequence[str], types: 
 
 def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Every pair of pieces whose union is a piece, the best union first."""
-    pairs = [
+    longest = max(map(len, scores), default=0)
+    if longest > MAX_PIECE:  # the cuts of a piece have as many characters as its length squared
+        raise Unsupported(f"tokenizer.ggml.tokens has a piece of {longest} characters; at most {MAX_PIECE} are taken")
+    return [
         (piece[:cut], piece[cut:])
         for piece in sorted(scores, key=scores.__getitem__, reverse=True)
         for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
     ]
-    return [(left, right) for left, right in pairs if left in scores and right in scores]
 
 
 def added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
@@ -170,7 +173,7 @@ def texts(metadata: Mapping[str, object], key: str) -> list[str] | None:
     value = metadata.get(key)
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) > MAX_TOKENS or not all(isinstance(text, str) for text in value):
+    if not isinstance(value, list) or len(value) > MAX_ROWS or not all(isinstance(text, str) for text in value):
         raise BrokenFile(f"{key} is {shown(value)}; a list of texts is wanted")
     return value
 

@@ -12,7 +12,7 @@ SAME_ROLES = {"developer": "system"}
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with every content a text, or the refusal that the first wrong one deserves."""
+    """The messages with every content a text, beside tool calls none, or what the first wrong one is refused for."""
     if not isinstance(messages, list | tuple) or not messages:
         raise BadRequest("messages must be a list of at least one message", "messages")
     return [plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
@@ -25,10 +25,10 @@ def plain_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     role = SAME_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise BadRequest(f"{where} has the role {shown(role)}; known are {', '.join(ROLES)}", "messages")
-    content = message.get("content")
+    plain, content = {**message, "role": role}, message.get("content")
     if content is None and role == "assistant" and message.get("tool_calls"):
-        content = ""
-    return {**message, "role": role, "content": plain_content(content, where)}
+        return plain  # templates tell null, missing and empty apart
+    return {**plain, "content": plain_content(content, where)}
 
 
 def plain_content(content: Any, where: str) -> str:

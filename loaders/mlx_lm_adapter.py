@@ -10,7 +10,7 @@ from typing import Any, cast
 from engine.adapter import Adapter
 from engine.refusal import BrokenFile, Unsupported, shown
 from engine.weights import BLOCK_OF, LINEAR_MODULES
-from loaders.adapter_format import AdapterFormat, Config, Half, Slot, finite
+from loaders.adapter_format import AdapterFormat, Config, Half, Slot, bounded, finite
 
 NAME = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(self_attn\.|mlp\.)([a-z]+_proj)\.lora_([ab])")
 
@@ -45,7 +45,8 @@ def tensor_name(slot: Slot) -> str:
 
 
 def scale_of(config: Config, slot: Slot, rank: int) -> float:
-    return float(config["lora_parameters"]["scale"])
+    scale = config["lora_parameters"]["scale"]
+    return bounded(float(scale), f"{slot.path} has the rank {rank} and the lora_parameters.scale {shown(scale)}")
 
 
 def config_of(adapter: Adapter, base: str | None) -> dict[str, Any]:

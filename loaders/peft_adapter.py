@@ -14,7 +14,7 @@ from typing import Any, cast
 from engine.adapter import Adapter
 from engine.refusal import BrokenFile, Unsupported, shown
 from engine.weights import BLOCK_OF, LINEAR_MODULES
-from loaders.adapter_format import AdapterFormat, Config, Half, Slot, finite, module_path
+from loaders.adapter_format import AdapterFormat, Config, Half, Slot, bounded, finite, module_path
 
 # Old files name the adapter ("default"); some were made from a model without its head, and lack a "model.".
 NAME = re.compile(
@@ -127,7 +127,8 @@ def scale_of(config: Config, slot: Slot, rank: int) -> float:
     if wanted != rank:
         raise BrokenFile(f"{slot.path} has the rank {rank} in the tensors and {wanted} in adapter_config.json")
     alpha = finite(by_pattern(config.get("alpha_pattern"), slot.path, config["lora_alpha"]), "lora_alpha")
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    origin = f"{slot.path} has the rank {rank} and the lora_alpha {shown(alpha)}"
+    scale = bounded(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), origin)
     exact = exact_scales(config).get(slot.path)
     # What a division rounds away may be told beside it, and nothing else.
     return exact if isinstance(exact, float) and math.isclose(exact, scale, rel_tol=1e-15) else scale

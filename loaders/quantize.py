@@ -26,8 +26,8 @@ from loaders.sources import locate
 from loaders.unreadable import reason
 
 MAX_SHARD_BYTES = 5 << 30
-COPIED = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja",
-          "generation_config.json", "LICENSE*")  # fmt: skip
+COPIED = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+          "chat_template.json", "*.jinja", "generation_config.json", "LICENSE*")  # fmt: skip
 
 Outline = dict[str, mx.array]  # lazy arrays: names, types and shapes of tensors to come
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import tokenizers
 
-from engine.refusal import BadRequest, BrokenFile, PromptTooLong, Refusal
+from engine.refusal import BadRequest, BrokenFile, PromptTooLong, Refusal, Unsupported
 from engine.vocabulary import Vocabulary
 from loaders.chat import Chat
 from loaders.control_tokens import ControlTokens, rename
 from loaders.progress import OnProgress, ignore_progress
 from loaders.sources import locate
 from loaders.token_bytes import parse_decoder
-from loaders.tokenizer_spec import TokenizerSpec, read_spec
+from loaders.tokenizer_spec import MAX_ROWS, TokenizerSpec, read_spec
 
 # Encoding takes a second for each megabyte, whatever the text; what cannot fit the context is refused before.
 MAX_BYTES_PER_TOKEN = 16
@@ -171,13 +171,19 @@ class Tokenizer:
             )
 
     def _check_ids(self, vocab: Any) -> None:
-        """A control token and an ordinary piece must not share an id, or text would reach it after all."""
+        """A control token and an ordinary piece must not share an id, or text would reach it after all.
+
+        Nor may an id be so large that a row for each below it fills the memory.
+        """
         secret = set(self.control.names.values())
         ordinary = (
             {token for piece, token in vocab.items() if piece not in secret} if isinstance(vocab, dict) else set()
         )
         for token in ordinary & self.special_ids:
             raise BrokenFile(f"the tokenizer has the id {token} for a control token and for an ordinary one")
+        num_rows = max(1 + max(ordinary | self.special_ids, default=-1), self.spec.num_rows or 0)
+        if num_rows > MAX_ROWS:
+            raise Unsupported(f"the tokenizer has ids for {num_rows} rows; at most {MAX_ROWS} are taken")
 
     def _beginning(self, ids: list[int]) -> list[int]:
         """BOS, where the model wants it and a prompt does not have it already."""

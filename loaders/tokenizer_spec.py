@@ -12,6 +12,7 @@ from loaders.unreadable import reason
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can bring half a character, and no tokenizer takes it
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_ROWS = 1 << 24
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 

@@ -13,8 +13,10 @@ from deploy.jobs.asked import Asked, Words, asked_plainly
 from deploy.jobs.inline_answers import InlineAnswers
 from deploy.jobs.lines import Line
 from deploy.jobs.openai_lines import OpenAILines
+from deploy.jobs.results import answer_line
 from engine.adapter import Adapter
 from engine.engine import Engine
+from engine.event import TokenEvent
 from engine.options import EngineOptions
 from engine.refusal import BadRequest, Refusal
 from engine.weights import Model
@@ -216,3 +218,63 @@ def test_an_engine_that_dies_takes_along_who_waits(answers: InlineAnswers, monke
     monkeypatch.setattr(answers._engine, "step", explode)
     with pytest.raises(MemoryError, match="boom"):
         asyncio.run(answers.answer({"prompt": "x"}))
+
+
+def test_a_question_that_is_withdrawn_in_the_turn_of_its_asking_is_not_worked_on(answers: InlineAnswers) -> None:
+    async def ask() -> None:
+        other = asyncio.ensure_future(answers.answer({"prompt": "x", "max_tokens": 20, "ignore_eos": True}))
+        while not answers._engine.has_work:
+            await asyncio.sleep(0)
+        withdrawn = asyncio.ensure_future(answers.answer({"prompt": "y", "max_tokens": 400, "ignore_eos": True}))
+        await asyncio.sleep(0)
+        withdrawn.cancel()
+        await asyncio.gather(withdrawn, return_exceptions=True)
+        await other
+
+    asyncio.run(ask())
+    assert not answers._engine.has_work
+
+
+def test_an_answer_that_was_cancelled_this_turn_stops_nobody_else(
+    answers: InlineAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask() -> str:
+        cancelled = asyncio.ensure_future(answers.answer({"prompt": "x", "max_tokens": 1, "ignore_eos": True}))
+        other = asyncio.ensure_future(answers.answer({"prompt": "y", "max_tokens": 3, "ignore_eos": True}))
+        take = answers._take
+
+        def cancel_and_take(told: Any) -> None:
+            if isinstance(told, TokenEvent):
+                cancelled.cancel()
+            take(told)
+
+        monkeypatch.setattr(answers, "_take", cancel_and_take)
+        return (await other).choices[0].finish_reason
+
+    assert asyncio.run(ask()) == "length"
+
+
+def test_an_engine_that_dies_leaves_nobody_waiting_behind_one_that_was_cancelled_this_turn(
+    answers: InlineAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask() -> None:
+        cancelled = asyncio.ensure_future(answers.answer({"prompt": "x"}))
+        other = asyncio.ensure_future(answers.answer({"prompt": "y"}))
+        stopped = answers._stopped
+
+        def cancel_and_stop(stepping: asyncio.Task[None]) -> None:
+            cancelled.cancel()
+            stopped(stepping)
+
+        monkeypatch.setattr(answers, "_stopped", cancel_and_stop)
+        monkeypatch.setattr(answers._engine, "step", lambda: [][0])
+        await asyncio.wait_for(other, 5)
+
+    with pytest.raises(IndexError):
+        asyncio.run(ask())
+
+
+def test_numbers_that_json_has_not_are_null() -> None:
+    logprobs = [{"token": 1, "logprob": float("nan"), "top": ((1, float("-inf")), (2, -0.5))}]
+    written = json.loads(answer_line(Line(1, None, None, {}, 7), {"text": "x", "logprobs": logprobs}))
+    assert written["logprobs"] == [{"token": 1, "logprob": None, "top": [[1, None], [2, -0.5]]}]

@@ -11,6 +11,7 @@ from deploy.jobs.custom_ids import CustomIds
 from deploy.jobs.done_lines import DoneLines
 from deploy.jobs.lines import Blank, Fault, Line, read_lines
 from deploy.jobs.raw_lines import RawLine, raw_lines
+from deploy.jobs.troubles import CannotWrite
 
 CHAT = {
     "custom_id": "a",
@@ -146,6 +147,14 @@ def test_a_hundred_thousand_ids_take_little_memory() -> None:
     tracemalloc.stop()
     assert ids.first_line("request-7", 200_000) == 7
     assert peak < 1 << 20
+
+
+def test_a_full_temporary_directory_is_one_sentence() -> None:
+    ids = CustomIds()
+    ids._table.execute("PRAGMA max_page_count = 5")
+    with pytest.raises(CannotWrite, match="database or disk is full; make room there, or name another in TMPDIR"):
+        for number in range(1000):
+            ids.first_line(f"request-{number}", number)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,6 +1,7 @@
 """deploy/jobs/order.py, meter.py, carrying_out.py, cli/batch.py: what a batch is told, and what it tells."""
 
 import argparse
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -11,11 +12,13 @@ import pytest
 from actors.model_choice import ModelChoice
 from deploy.cli.main import main
 from deploy.jobs.book import Book, Places
+from deploy.jobs.carrying_out import name_of
 from deploy.jobs.input_file import survey
 from deploy.jobs.meter import Meter, duration
 from deploy.jobs.order import Order, add_arguments, order_of, settings_of
 from engine.completion import Usage
 from engine.refusal import BadRequest
+from loaders.progress import ignore_progress
 from tests.batches import write_lines
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +34,21 @@ def test_everything_is_written_beside_the_output() -> None:
     places = order().places
     assert str(places.errors) == "some/out.errors.jsonl"
     assert str(places.progress) == "some/out.jsonl.progress"
+
+
+def test_a_batch_goes_on_with_the_system_of_an_earlier_start_only_if_that_is_the_same_one(tmp_path: Path) -> None:
+    source = survey(write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}]))
+    names = [
+        name_of(order(*words), source, ModelChoice(model, adapters=adapters))
+        for words, model, adapters in (
+            ((), "/models/a", ()),
+            ((), "/models/b", ()),
+            ((), "/models/a", (("v", "/adapters/v"),)),
+            (("--max-tokens", "5"), "/models/a", ()),
+        )
+    ]
+    assert len(set(names)) == len(names)
+    assert names[0] == name_of(order(), source, ModelChoice("/models/a"))
 
 
 def test_twice_as_much_is_asked_as_is_worked_on() -> None:
@@ -51,6 +69,16 @@ def test_twice_as_much_is_asked_as_is_worked_on() -> None:
 def test_bad_options_get_a_sentence(words: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(BadRequest, match=sentence):
         order(*words)
+
+
+def test_a_model_is_told_by_a_place_that_means_the_same_in_every_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    choice = order("--model", "./model", "--adapter", "red=./red").choice(ignore_progress)
+    assert choice.source == str(tmp_path / "model")
+    assert choice.adapters == (("red", str(tmp_path / "red")),)
 
 
 def test_settings_are_what_texts_depend_on_and_nothing_else() -> None:
@@ -84,6 +112,28 @@ def test_durations_are_said_in_two_parts(seconds: float, said: str) -> None:
 def test_a_missing_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["batch", str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl")]) == 2
     assert capsys.readouterr().err == (f"genserve: {tmp_path}/none.jsonl cannot be read: No such file or directory\n")
+
+
+def test_an_input_that_cannot_be_read_twice_is_refused_before_it_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.jsonl"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link, Path("/dev/null"), tmp_path):
+        assert main(["batch", str(path), str(tmp_path / "out.jsonl"), "--inline"]) == 2
+        sentence = capsys.readouterr().err
+        assert sentence.startswith(f"genserve: {path} is no regular file; ") and sentence.count("\n") == 1
+
+
+def test_a_pipe_is_refused_and_a_redirected_file_is_taken(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}])
+    program = "import pathlib, deploy.jobs.input_file as it; print(it.survey(pathlib.Path('/dev/stdin')).num_lines)"
+    command = [sys.executable, "-c", program]
+    piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=source.read_text())
+    assert "/dev/stdin is no regular file" in piped.stderr
+    with source.open() as file:
+        assert subprocess.run(command, cwd=ROOT, stdin=file, capture_output=True, text=True).stdout == "1\n"
 
 
 def test_the_program_of_a_job_says_it_the_same_way(tmp_path: Path) -> None:

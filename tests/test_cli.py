@@ -9,6 +9,7 @@ import pytest
 
 from deploy.cli.batch import Bar
 from deploy.cli.main import main
+from deploy.cli.post import wanted
 from loaders.adapters import load_adapter, save_adapter
 from loaders.checkpoint import load_model
 from loaders.made_up import made_up_adapter
@@ -45,6 +46,11 @@ def posts(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[s
 def test_post_prints_as_many_posts_as_asked(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     assert len(posts(capsys, 5, "--model", place, "--seed", 1)) == 5
     assert len(posts(capsys, "about rain", "-n", 2, "--model", place)) == 2
+
+
+def test_what_only_looks_like_a_number_is_a_prompt() -> None:
+    assert wanted("-- 5", None) == (1, "-- 5")
+    assert wanted("--5", 2) == (2, "--5")
 
 
 def test_json_has_the_fields_of_a_completion(capsys: pytest.CaptureFixture[str], place: Path) -> None:
@@ -90,14 +96,37 @@ def test_inspect_says_why_an_adapter_does_not_fit(
     assert "does not fit: " in out
 
 
-def test_brackets_in_a_path_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a file", "nothing", "an empty folder", "half an adapter", "a" * 300])
+def test_inspect_refuses_a_path_that_brings_no_adapter(
+    capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "a file").touch()
+    (tmp_path / "an empty folder").mkdir()
+    (tmp_path / "half an adapter").mkdir()
+    (tmp_path / "half an adapter" / "adapter_config.json").touch()
+    code, out, err = run(capsys, "inspect", place, tmp_path / name)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{name} is n" in err and "adapter" in err
+
+
+def test_inspect_looks_into_a_directory_of_adapters(
+    capsys: pytest.CaptureFixture[str], place: Path, adapter: Path
+) -> None:
+    _, out, _ = run(capsys, "inspect", place, adapter.parent, "--json")
+    assert [(found["path"], found["fits"]) for found in json.loads(out)["adapters"]] == [(str(adapter), True)]
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(
+    capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path
+) -> None:
     odd = tmp_path / "mine [red" / "] and [" / "bold]"
     odd.mkdir(parents=True)
-    write_checkpoint(odd, "llama")
-    code, out, _ = run(capsys, "inspect", odd, odd / "none")
+    write_checkpoint(odd, "llama", hidden_size=128)
+    save_adapter(odd / "voice", made_up_adapter(load_model(place).config, 4, seed=1))
+    code, out, _ = run(capsys, "inspect", odd, odd / "voice")
     assert code == 0
     assert out.startswith(f"{odd}\n")
-    assert f"  adapter       {odd / 'none'}: does not fit" in out
+    assert f"  adapter       {odd / 'voice'}: does not fit" in out
     with Bar() as bar:
         bar.say(f"starting {odd}")
     assert capsys.readouterr().err == f"starting {odd}\n"
@@ -160,6 +189,7 @@ def test_a_bad_model_is_one_sentence_and_exit_code_2(
     [
         (["post", "--model", "no-such-model"], "'no-such-model' is no directory"),
         (["post", "0"], "number of posts must be a whole number from 1 to 128; got 0"),
+        (["post", "9" * 5000], "number of posts must be a whole number from 1 to 128; got one of 5000 digits"),
         (["post", "-n", "-3", "x"], "number of posts"),
         (["post", " "], "the prompt is empty"),
         (["post", "x", "--temperature", "-1"], "temperature must be a number from 0 to 100; got -1.0"),
@@ -171,6 +201,9 @@ def test_a_bad_model_is_one_sentence_and_exit_code_2(
         (["post", "x" * 9000], "context holds at most"),
         (["post", "x", "--adapter", "nowhere"], "nowhere"),
         (["post", "x", "--adapter", "nowhere:much"], "the scale a number"),
+        (["post", "--connect", "--model", "nonsense"], "with --connect the model is that of the system that runs"),
+        (["batch", "in.jsonl", "."], ". is a directory; a file is wanted"),
+        (["batch", "in.jsonl", "/"], "/ is a directory; a file is wanted"),
         (["inspect", "nowhere"], "'nowhere' is no directory"),
         (["bench", "--prompt-tokens", "9:3"], "prompt-tokens must rise"),
         (["bench", "--requests", "0"], "requests must be a whole number"),

@@ -1,6 +1,7 @@
 """A running system on a real Ray, and real signals: what was accepted is answered as if nothing had happened."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from actors.pid import Pid
 from actors.refusals import RequestPoisoned
 from actors.sys import stop
 from actors.system_config import ROOT, SystemConfig
+from engine.refusal import BadRequest, Refusal
 from engine.request import Request
 from engine.sequence import seed_of
 from tests.engines import Answer, ask
@@ -100,6 +103,20 @@ def wait_for(condition: Any, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it never came"
         time.sleep(0.005)
+
+
+def test_a_start_that_fails_leaves_nothing_behind(ray: None, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="no-such-model"):
+        system.start(tmp_path / "no-such-model", directory=tmp_path)
+    assert whereis(ROOT) is None
+
+
+def test_a_system_is_not_taken_for_another(client: Client, config: SystemConfig) -> None:
+    with pytest.raises(BadRequest, match=f"a system runs here already, with {re.escape(config.choice.source)}"):
+        system.start("/models/another")
+    with pytest.raises(BadRequest, match=r"and adapters \['red', 'blue'\]: `connect` joins it"):
+        system.start(config.choice.source, adapters={"voice": "/adapters/voice"})
+    system.start(config.choice.source).close()
 
 
 def test_nothing_was_restarted_in_a_system_that_has_just_been_started(client: Client) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from actors import sys
-from actors.exits import AlreadyStarted, Died, Exit, Ignored, NoProc, StartFailed, Timeout
+from actors.exits import AlreadyStarted, CallFailed, Died, Exit, Ignored, NoProc, StartFailed, Timeout
 from actors.genserver import Continue, GenServer, NoReply, Reply, Stop
 from actors.inline import Deadlock, Inline
 from actors.node import call, call_async, cast, exit, is_alive, join, me, reply, send, spawn, whereis
@@ -619,6 +620,27 @@ def test_suspended_server_keeps_its_messages_until_resume(node: Inline) -> None:
     assert sys.statistics(pid).is_suspended and sys.statistics(pid).num_postponed == 3
     sys.resume(pid)
     assert call(pid, "seen") == [1, 2]
+
+
+def test_what_was_postponed_is_not_handled_by_a_server_that_has_ended(node: Inline) -> None:
+    heard: list[object] = []
+
+    class Once(GenServer):
+        def init(self) -> None: ...
+
+        def handle_cast(self, message: object) -> Stop:
+            heard.append(message)
+            return Stop("done")
+
+    pid = spawn(Once)
+    sys.suspend(pid)
+    cast(pid, 1)
+    cast(pid, 2)
+    node.run()
+    with suppress(CallFailed):
+        sys.resume(pid)
+    node.run()
+    assert heard == [1]
 
 
 def test_suspended_server_can_be_stopped(node: Inline) -> None:

@@ -153,6 +153,13 @@ def test_byte_level_tokenizer_takes_merges_controls_and_added_tokens_from_metada
     assert tokenizer.token_bytes[257:] == (b"the", b"", b"<note>")
 
 
+def test_a_piece_with_too_many_cuts_is_refused(trained: sentencepiece.SentencePieceProcessor) -> None:
+    metadata = sentencepiece_metadata(trained)
+    metadata["tokenizer.ggml.tokens"][-1] = "a" * 20_000
+    with pytest.raises(Unsupported, match="has a piece of 20000 characters; at most 256 are taken"):
+        tokenizer_spec(metadata)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [

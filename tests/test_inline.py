@@ -64,6 +64,18 @@ def test_the_pieces_of_a_stream_are_the_completion(serving: genserve.Generation)
     assert pieces[-1].finish_reason == "length"
 
 
+def test_a_stream_goes_on_beside_whatever_else_is_asked_meanwhile(serving: genserve.Generation) -> None:
+    whole, other = serving.run("hello", **GREEDY).text, serving.run("other", **GREEDY).text
+    first, second = serving.stream("hello", **GREEDY), serving.stream("hello", **GREEDY)
+    begun = [next(first).text]
+    assert serving.run("other", **GREEDY).text == other
+    texts = [(mine.text, its.text) for mine, its in zip(first, second, strict=False)]
+    assert "".join(begun + [mine for mine, _ in texts]) == whole
+    assert whole.startswith("".join(its for _, its in texts))
+    second.close()  # type: ignore[attr-defined]
+    assert not serving._mail and serving.run("other", **GREEDY).text == other
+
+
 def test_adapters_beside_each_other_say_what_each_says_alone(serving: genserve.Generation) -> None:
     names = ["a", None, "b"]
     together = serving.run(["x"] * 3, adapter=names, **GREEDY)

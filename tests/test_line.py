@@ -10,6 +10,7 @@ from actors import line
 from actors.inbox import Inbox
 from actors.line import Line
 from actors.polls import MAX_PIECES, End, Part, Poll
+from actors.refusals import Unavailable
 from engine.completion import Choice, Completion, Usage
 
 USAGE = Usage(1, 4)
@@ -77,6 +78,26 @@ def test_a_late_answer_to_an_earlier_reader_is_not_the_next_ones(
         answers.put([Part("same", [piece(had[0])], END)])
         assert [found.position for found in second.take(10)] == [had[0]]
     way.close()
+
+
+def test_who_waits_at_a_line_that_is_closed_is_told_and_who_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_asked = threading.Event()
+
+    def poll(pid: Any, message: Poll) -> list[Part]:
+        is_asked.set()
+        return []
+
+    monkeypatch.setattr(line.request_server, "poll", poll)
+    monkeypatch.setattr(line, "whereis", lambda name: name)
+    way, waiting = Line("there", 1.0), Inbox("waiting", (0,))
+    way.follow(waiting)
+    assert is_asked.wait(10)
+    way.close()
+    assert waiting.take(10) == []
+    with pytest.raises(Unavailable, match="this client was closed"):
+        waiting.ended()
+    with pytest.raises(Unavailable, match="this client was closed"):
+        way.follow(Inbox("late", (0,)))
 
 
 def piece(position: int) -> Any:

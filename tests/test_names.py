@@ -74,6 +74,24 @@ def test_claimant_that_died_before_the_birth_holds_the_name_only_for_a_while(mon
     assert names.claim("model", table, lambda pid: False) == Pid("model", 2)
 
 
+def test_an_epoch_that_was_had_and_forgotten_is_not_given_out_again() -> None:
+    """A claimant is slow between its look and its claim, and two others live and die meanwhile."""
+    table = Memory()
+    first = names.claim("model", table, lambda pid: False)
+    names.born(first, table)
+
+    def slowly(pid: Pid) -> bool:
+        while pid == first and len(between) < 2:
+            between.append(names.claim("model", table, lambda pid: False))
+            names.born(between[-1], table)
+        return False
+
+    between: list[Pid] = []
+    assert names.claim("model", table, slowly) == Pid("model", 4)
+    assert [pid.epoch for pid in between] == [2, 3]
+    assert len(table.rows) == 1
+
+
 def test_of_many_claimants_one_wins_and_the_others_learn_his_pid() -> None:
     for _ in range(50):
         table, living = Memory(), set[Pid]()

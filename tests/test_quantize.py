@@ -105,6 +105,7 @@ def test_tokenizer_comes_along_and_mlx_lm_generates(tmp_path: Path) -> None:
     tokenizer.save(str(source / "tokenizer.json"))
     (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     (source / "README.md").write_text("stays")
     target = quantize_checkpoint(source, tmp_path / "quantized", 4, 32)
     assert set(os.listdir(target)) == {
@@ -113,6 +114,7 @@ def test_tokenizer_comes_along_and_mlx_lm_generates(tmp_path: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
+        "chat_template.json",
     }
     model, reader = mlx_lm.load(str(target))[:2]
     assert len(mlx_lm.generate(model, reader, "w1 w2 w3", max_tokens=4).split()) <= 4

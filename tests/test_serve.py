@@ -1,6 +1,8 @@
 """`genserve serve --inline`, as a person starts and ends it."""
 
 import argparse
+import asyncio
+import logging
 import signal
 import socket
 import subprocess
@@ -10,9 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from actors.system import default_directory
 from deploy.cli import serve
 from deploy.cli.main import main
-from deploy.http.door_config import DoorConfig
+from deploy.http.door_config import DoorConfig, model_name
+from deploy.http.serve import config_of
 from engine.refusal import BadRequest, Refusal
 from loaders.adapters import save_adapter
 from tests.engines import random_adapter, tiny_model
@@ -72,7 +76,40 @@ def test_a_systems_door_gets_the_keys_and_the_directory_of_adapters(tmp_path: Pa
     assert isinstance(door, DoorConfig)
     assert door.keys.tenant_of("Bearer sk-alice-0001") == "alice"
     assert (door.name, door.host, door.port) == ("tiny", "0.0.0.0", 8000)
-    assert (door.hosts, door.adapters) == (("models.example",), "voices")
+    assert (door.hosts, door.adapters) == (("models.example",), str(Path("voices").absolute()))
+
+
+def test_a_system_is_told_places_that_mean_the_same_in_every_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokenizer(write_checkpoint(tmp_path / "tiny", "llama"))
+    save_adapter(tmp_path / "voice", random_adapter(tiny_model(), seed=1))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    adapters = ("--adapter", "voice=./voice", "--adapter", "same=~/voice")
+    config = serve.config_of(parsed("--model", "./tiny", *adapters, "--directory", "state"))
+    assert config.choice.source == str(tmp_path / "tiny")
+    assert config.choice.adapters == (("voice", str(tmp_path / "voice")), ("same", str(tmp_path / "voice")))
+    assert config.directory == str(tmp_path / "state")
+
+
+@pytest.mark.parametrize("source", [".", "../tiny", "./part/..", "../tiny/part/.."])
+def test_a_model_that_is_named_by_dots_is_called_as_its_directory(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (write_tokenizer(write_checkpoint(tmp_path / "tiny", "llama")) / "part").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "tiny")
+    config = serve.config_of(parsed("--model", source))
+    (spec,) = config.doors
+    assert spec.start[-1].name == "tiny"
+    assert Path(config.directory) == default_directory(tmp_path / "tiny")
+
+
+def test_a_short_name_and_a_hub_id_are_what_clients_call_a_model() -> None:
+    place = Path("/cache/snapshots/0123")
+    assert model_name("smollm2", place) == "smollm2"
+    assert model_name("owner/Name-4bit", place) == "Name-4bit"
 
 
 @pytest.mark.parametrize(
@@ -96,3 +133,24 @@ def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, content: str | Non
 def test_what_one_process_cannot_do_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--inline", option]) == 2
     assert option.split("=")[0] in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_short_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--inline", "--port", str(port), "--model", "no-such-model"]) == 2
+    told = f"genserve: port {port} of 127.0.0.1 cannot be had (Address already in use); give another\n"
+    assert capsys.readouterr().err == told
+
+
+def test_an_answer_that_is_cut_off_at_the_end_is_no_error() -> None:
+    async def app(*_: object) -> None: ...
+
+    config_of(app)
+    log = logging.getLogger("uvicorn.error")
+
+    def is_told(trouble: BaseException) -> bool:
+        exc_info = (type(trouble), trouble, None)
+        return bool(log.filter(log.makeRecord(log.name, logging.ERROR, "", 0, "in an application", (), exc_info)))
+
+    assert is_told(ValueError()) and not is_told(asyncio.CancelledError())

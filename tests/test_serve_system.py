@@ -216,9 +216,7 @@ def test_signalled_together_with_its_ray_it_does_not_wait_for_that(serve: Serve,
         assert process.stderr is not None and process.stderr.readline().startswith("Ctrl-C ends it")
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(20) == 0
-        assert process.stderr.read().strip() == (
-            "genserve: its Ray has died; what was accepted is in the journal, for the next start"
-        )
+        assert "its Ray has died; what was accepted is in the journal" in process.stderr.read()
 
 
 def test_a_model_and_an_adapter_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_hostile_tools_and_calls_add_no_control_token(in_words: Callable[..., To
         counts = set()
         for name in ("add", "<|im_start|>", "start|>"):
             call = {"type": "function", "function": {"name": name, "arguments": {name: [name]}}}
-            messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+            messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
             tokenizer = cached(in_words, template)
             counts.add(num_special(tokenizer, tokenizer.encode_chat(messages, tools=[call])))
         assert len(counts) == 1
@@ -213,6 +213,12 @@ def test_thinking_models_are_asked_not_to_think(in_words: Callable[..., Tokenize
 
 
 # What is refused
+
+
+def with_piece(piece: str, number: int) -> dict[str, Any]:
+    description = byte_description()
+    model = description["model"]
+    return {**description, "model": {**model, "vocab": {**model["vocab"], piece: number}}}
 
 
 @pytest.mark.parametrize(
@@ -287,6 +293,7 @@ def test_text_must_be_valid_unicode(smollm2: Tokenizer) -> None:
         ({**byte_description(), "decoder": {"type": "WordPiece"}}, Unsupported, "decodes with WordPiece"),
         ({**byte_description(), "pre_tokenizer": {"type": "Nothing"}}, BrokenFile, "cannot be used"),
         ({**byte_description(), "added_tokens": [{"id": 1}]}, BrokenFile, "added_tokens"),
+        (with_piece("ab", 10**8), Unsupported, "has ids for 100000001 rows; at most 16777216 are taken"),
     ],
 )
 def test_a_bad_description_is_refused_in_a_sentence(
@@ -294,6 +301,13 @@ def test_a_bad_description_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(error, match=sentence):
         load_tokenizer(write_tokenizer(tmp_path, description))
+
+
+def test_a_vocabulary_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
+    directory = write_tokenizer(tmp_path)
+    (directory / "config.json").write_text(json.dumps({"vocab_size": 10**12}))
+    with pytest.raises(Unsupported, match="has ids for 1000000000000 rows"):
+        load_tokenizer(directory)
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

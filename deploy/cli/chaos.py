@@ -4,6 +4,7 @@ import argparse
 
 from actors import chaos
 from deploy.cli.running import running_client
+from engine.refusal import BadRequest, shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,5 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if running_client(arguments.address) is None:
         return 1
+    check_number(arguments.part, arguments.number)
     print(f"killed {chaos.kill(arguments.part, arguments.number)}")
     return 0
+
+
+def check_number(part: chaos.Part, number: int) -> None:
+    """A number that nobody has kills nobody. Where there is nobody at all, `chaos.kill` says so."""
+    count = len(chaos.parts(part))
+    if count and not 0 <= number < count:
+        numbers = "0 is the only one" if count == 1 else f"they go from 0 to {count - 1}"
+        raise BadRequest(f"no {part} has the number {shown(number)}: {numbers}", "number")

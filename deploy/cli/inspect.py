@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,8 +15,10 @@ from deploy.cli.progress import shown_progress
 from engine.kernels.choose import choose
 from engine.options import EngineOptions
 from engine.quantized import QuantizedTensor
-from engine.refusal import Refusal
+from engine.refusal import BadRequest, Refusal
 from engine.weights import Model
+from loaders.adapter_description import format_of
+from loaders.adapter_format import CONFIG_FILE
 from loaders.adapters import describe_adapter, load_adapter
 from loaders.checkpoint import load_model
 from loaders.sources import locate
@@ -28,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    adapters = list(found(arguments.adapters))
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress)
         model = load_model(place, on_progress=on_progress)
-    report = describe(model, place) | {"adapters": [judge(path, model) for path in found(arguments.adapters)]}
+    report = describe(model, place) | {"adapters": [judge(path, model) for path in adapters]}
     if arguments.json:
         print(json.dumps(report))
     else:
@@ -110,12 +114,15 @@ def kept(tensor: Any) -> str:
 
 
 def found(paths: list[Path]) -> Iterator[Path]:
-    """Adapters among the paths, and in directories among them."""
-    for path in paths:
-        if path.is_dir() and not (path / "adapter_config.json").exists():
-            yield from sorted(child.parent for child in path.glob("*/adapter_config.json"))
-        else:
+    """Adapters among the paths, and in directories among them. A path that brings none is refused."""
+    for path in map(Path, map(os.path.expanduser, paths)):
+        if os.path.isfile(path / CONFIG_FILE):
+            format_of(path)
             yield path
+        elif os.path.isdir(path) and (inside := sorted(path.glob(f"*/{CONFIG_FILE}"))):
+            yield from (file.parent for file in inside)
+        else:
+            raise BadRequest(f"{path} is neither an adapter nor a directory of adapters", "adapters")
 
 
 def judge(path: Path, model: Model) -> dict[str, Any]:

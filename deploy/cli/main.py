@@ -1,11 +1,11 @@
 """genserve, the command: finds the command's file, and turns refusals into one sentence and exit code 2."""
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from deploy.cli.streams import ReaderGone, watched_streams
 from engine.refusal import Refusal, Unsupported
 
 COMMANDS = {
@@ -24,16 +24,28 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code says how it went."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with watched_streams():
+        return max(exit_code(lambda: run(given)), exit_code(print_all))
+
+
+def exit_code(act: Callable[[], int]) -> int:
     try:
-        return run(given)
+        return act()
     except Refusal as refusal:
         print(f"genserve: {refusal.message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
         return 0
+    except SystemExit as ending:  # of argparse, or after SIGTERM
+        return ending.code if isinstance(ending.code, int) else 1
+
+
+def print_all() -> int:
+    """Have out what is still buffered, while trouble with it can be told."""
+    sys.stdout.flush()
+    return 0
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,13 +26,16 @@ from loaders.prompt import prompt_tokens
 from loaders.sources import locate
 from loaders.tokenizer import load_tokenizer
 
+MODEL = "smollm2"
+NUMBER = re.compile(r"-?[0-9]+")
+MAX_DIGITS = 20  # Python refuses to read a number of very many
 PROMPT = "Write a short, friendly social media post about something small that made your day better."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", default="1", help="how many posts, or a prompt")
     parser.add_argument("-n", type=int, help="how many posts, where the argument is a prompt")
-    parser.add_argument("--model", default="smollm2", help="a directory, a .gguf file, a hub id or a short name")
+    parser.add_argument("--model", help=f"a directory, a .gguf file, a hub id or a short name (default: {MODEL})")
     parser.add_argument(
         "--adapter", metavar="PATH[:scale]", help="a LoRA adapter, of mlx_lm or PEFT; its name with --connect"
     )
@@ -56,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         posts = write_posts(serving, prompt, count, words_of(arguments, adapter), arguments.max_chars, show)
     if arguments.json:
         for post in posts:
-            print(json.dumps(post.to_dict(), ensure_ascii=False))
+            print(json.dumps(post.to_dict(), ensure_ascii=not sys.stdout.encoding.lower().startswith("utf")))
     elif not is_live:
         print("\n\n".join(post.text for post in posts))
     return 0 if all(post.text for post in posts) else 1
@@ -65,8 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
 def wanted(what: str, count: int | None) -> tuple[int, str]:
     """How many posts, and what about."""
     prompt = what
-    if what.isascii() and what.lstrip("-").isdigit():
-        count, prompt = int(what) if count is None else count, PROMPT
+    if NUMBER.fullmatch(what):
+        count, prompt = number_of(what) if count is None else count, PROMPT
     elif not what.strip():
         raise BadRequest("the prompt is empty", "prompt")
     count = 1 if count is None else count
@@ -74,10 +79,17 @@ def wanted(what: str, count: int | None) -> tuple[int, str]:
     return count, prompt
 
 
+def number_of(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        wanted = f"the number of posts must be a whole number from 1 to {MAX_CHOICES}"
+        raise BadRequest(f"{wanted}; got one of {len(digits.lstrip('-'))} digits", "what")
+    return int(digits)
+
+
 def prepare(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Writer, str | None]:
     """The serving that the arguments ask for, and the name of its adapter."""
     with shown_progress() as on_progress:
-        place = locate(arguments.model, on_progress)
+        place = locate(MODEL if arguments.model is None else arguments.model, on_progress)
         model, tokenizer = load_model(place, on_progress=on_progress), load_tokenizer(place)
         adapters = {}
         if arguments.adapter is not None:
@@ -90,6 +102,8 @@ def prepare(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Wri
 
 def connected(arguments: argparse.Namespace) -> tuple[Writer, str | None]:
     """The system that runs; an adapter goes by the name that it has there."""
+    if arguments.model is not None:
+        raise BadRequest("with --connect the model is that of the system that runs; leave out --model", "connect")
     from actors.system import connect  # Ray takes a second to import, and most posts need none
     from deploy.cli.running import RunningGeneration
 

@@ -4,7 +4,8 @@ import argparse
 import os
 import signal
 import socket
-import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ from actors.tree import STOPPED
 from deploy.cli.consoles import errors
 from deploy.cli.named_path import name_and_path
 from deploy.cli.progress import shown_progress
-from deploy.http.door_config import HOST, PORT, DoorConfig, door_spec
+from deploy.http.door_config import HOST, PORT, DoorConfig, door_spec, model_name
 from deploy.http.keys import NO_KEYS, Keys
 from engine.kernels.expand import EXPAND_HELP, Expand
 from engine.limits import check_integer
@@ -65,13 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
         check_port(arguments.host, arguments.port)
     with errors.status("starting"):
         client = start_system(config, address=arguments.address)
-    is_ending = threading.Event()
+    is_asked_to_end = noted_signals()
 
     def ray_died() -> None:
         errors.print(
             "genserve: its Ray has died; what was accepted is in the journal, for the next start", soft_wrap=True
         )
-        os._exit(0 if is_ending.is_set() else 1)  # whoever waits for that Ray would hold this program back
+        os._exit(0 if is_asked_to_end() else 1)  # whoever waits for that Ray would hold this program back
 
     with process.vigil(ray_died):
         try:
@@ -82,7 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
             errors.print("Ctrl-C ends it when all answers are given; a second one ends it at once.")
             reason = stay(config)
         except KeyboardInterrupt:
-            is_ending.set()
             end(client)
             return 0
     if reason != STOPPED:
@@ -97,6 +97,8 @@ def run_inline(arguments: argparse.Namespace) -> int:
     for name, default in OF_MANY_PROCESSES.items():
         if getattr(arguments, name) != default:
             raise BadRequest(f"--{name.replace('_', '-')} is for a system of processes, and --inline is one", name)
+    check_integer("port", arguments.port, 0, 65535)
+    check_port(arguments.host, arguments.port)
     from deploy.http.inline_model import inline_model  # with FastAPI, which a system's door imports in its own process
     from deploy.http.serve import serve
 
@@ -126,6 +128,21 @@ def end(client: Client) -> None:
         stop()
 
 
+def noted_signals() -> Callable[[], bool]:
+    """Whether a signal has come, also one that Python has not told yet: the main thread may be waiting for Ray."""
+    there, here = socket.socketpair()
+    there.setblocking(False)
+    here.setblocking(False)
+    signal.set_wakeup_fd(there.detach(), warn_on_full_buffer=False)
+
+    def has_come() -> bool:
+        with suppress(BlockingIOError):
+            return bool(here.recv(1))
+        return False
+
+    return has_come
+
+
 def as_interrupt(signal_number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -133,9 +150,10 @@ def as_interrupt(signal_number: int, frame: FrameType | None) -> None:
 def check_port(host: str, port: int) -> None:
     """Said before anything is started: the door itself would find out again and again."""
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as trouble:
-        raise BadRequest(f"port {port} of {host} cannot be had ({trouble.strerror}); give another", "port") from None
+        reason, _, _ = str(trouble.strerror).partition(" (while")  # Python adds the host and the port once more
+        raise BadRequest(f"port {port} of {host} cannot be had ({reason}); give another", "port") from None
 
 
 def config_of(arguments: argparse.Namespace) -> SystemConfig:
@@ -145,17 +163,19 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
     check_integer("spares", arguments.spares, 0, 8)
     check_integer("port", arguments.port, 1, 65535)
     with shown_progress() as on_progress:
-        place = locate(arguments.model, on_progress)  # fetched here, where its progress is seen
+        place = locate(arguments.model, on_progress).absolute()  # fetched here, where its progress is seen
+    adapters = tuple((name, str(Path(path).expanduser().absolute())) for name, path in adapters_of(arguments))
+    directory = arguments.directory or default_directory(arguments.model)
     config = SystemConfig(
-        ModelChoice(str(place), EngineOptions(expand=arguments.expand), adapters_of(arguments)),
-        str(arguments.directory or default_directory(arguments.model)),
+        ModelChoice(str(place), EngineOptions(expand=arguments.expand), adapters),
+        str(directory.absolute()),
         level="power-safe" if arguments.power_safe else "kill-safe",
         partitions=arguments.partitions,
         replicas=arguments.replicas,
         spares=arguments.spares,
     )
-    folder = None if arguments.adapters is None else str(arguments.adapters)
-    name, keys = Path(arguments.model).name, keys_of(arguments)
+    folder = None if arguments.adapters is None else str(arguments.adapters.absolute())
+    name, keys = model_name(arguments.model, place), keys_of(arguments)
     door = DoorConfig(name, arguments.host, arguments.port, keys, tuple(arguments.known_as), folder)
     return replace(config, doors=(door_spec(config, door),))
 

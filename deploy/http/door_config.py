@@ -3,6 +3,7 @@
 import ipaddress
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from actors.supervision import ChildSpec
 from actors.system_config import SystemConfig
@@ -29,6 +30,12 @@ def door_spec(system: SystemConfig, config: DoorConfig) -> ChildSpec:
     """The child that goes among a system's `doors`."""
     check_exposure(config.host, config.keys)
     return ChildSpec("http", ("deploy.http.door:Door", system, config), shutdown=PARTING_SECONDS)
+
+
+def model_name(source: str, place: Path) -> str:
+    """What clients call a model: the last part of its name or path, and of its whole path where that is dots."""
+    name = Path(source).name
+    return name if name not in ("", "..") else place.resolve().name
 
 
 def check_exposure(host: str, keys: Keys) -> None:

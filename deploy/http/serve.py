@@ -1,5 +1,6 @@
 """Serve: an app on a socket, until told to stop. uvicorn stands here."""
 
+import asyncio
 import logging
 import resource
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ BACKLOG = 2048
 
 def config_of(app: ASGIApp, host: str = HOST, port: int = PORT) -> uvicorn.Config:
     """How uvicorn runs the door."""
+    logging.getLogger("uvicorn.error").addFilter(is_trouble)
     return uvicorn.Config(
         app,
         host=host,
@@ -70,6 +72,11 @@ class Server(uvicorn.Server):
             address = self.servers[0].sockets[0].getsockname()
             host = f"[{address[0]}]" if ":" in address[0] else address[0]
             self.started_at(f"http://{host}:{address[1]}")
+
+
+def is_trouble(record: logging.LogRecord) -> bool:
+    """An answer that is cut off when the server is told to stop is none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def allow_descriptors() -> None:

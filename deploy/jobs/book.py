@@ -6,7 +6,7 @@ from pathlib import Path
 
 from actors.journal_file import Disk
 from deploy.jobs.done_lines import DoneLines
-from deploy.jobs.input_file import InputFile
+from deploy.jobs.input_file import InputFile, changed_while_read, looked_at_again
 from deploy.jobs.output_file import OutputFile
 from deploy.jobs.progress_record import Progress, ProgressRecord, Tally
 from deploy.jobs.troubles import CannotWrite, OutputTaken, cannot_write
@@ -24,6 +24,11 @@ class Places:
         return self.results.with_name(f"{self.results.stem}.errors{self.results.suffix}")
 
     @property
+    def of_same_errors(self) -> "Places":
+        """Those of the batch whose errors would go to this output, if its name is one for errors."""
+        return Places(self.results.with_name("".join(self.results.name.rsplit(".errors", 1)) or self.results.name))
+
+    @property
     def progress(self) -> Path:
         return self.results.with_name(f"{self.results.name}.progress")
 
@@ -34,6 +39,7 @@ class Book:
     def __init__(self, places: Places, file: InputFile, settings: str, disk: Disk | None = None) -> None:
         check_places(places, file.path)
         self.warning: str | None = None
+        self._file = file
         with ExitStack() as opened:
             batch = {"the input": f"{file.num_bytes} bytes, {file.digest}", "the settings": settings}
             self._record = ProgressRecord(places.progress, batch, disk)
@@ -50,9 +56,10 @@ class Book:
             self.done = DoneLines(progress.done)
             self.tally = progress.tally
             self.is_complete = progress.is_complete
-            self._results = OutputFile(places.results, progress.results, disk)
+            is_under_way = found is not None and not found.is_complete
+            self._results = OutputFile(places.results, progress.results, is_under_way, disk)
             opened.callback(self._results.close)
-            self._errors = OutputFile(places.errors, progress.errors, disk)
+            self._errors = OutputFile(places.errors, progress.errors, is_under_way, disk)
             opened.callback(self._errors.close)
             if found is None:
                 self._record.vouch(self._progress())
@@ -80,22 +87,29 @@ class Book:
         self._note(number, self.tally)
 
     def vouch(self) -> None:
-        """Have everything so far outlive whatever comes: first the output, then the word that it is there."""
+        """Have everything so far outlive whatever comes: first the output, then the word that it is there.
+
+        Not if the input is another one by now: what was read since the last time may be of either.
+        """
         if self._is_vouched:
             return
         self._results.sync()
         self._errors.sync()
+        self._file = looked_at_again(self._file)
         self._record.vouch(self._progress())
         self._is_vouched = True
 
     def complete(self) -> None:
+        """Every line is done; fewer, or more, than there were at first are refused."""
+        self._file = looked_at_again(self._file)
+        if len(self.done) != self._file.num_lines:
+            raise changed_while_read(self._file)
         self.is_complete, self._is_vouched = True, False
         self.vouch()
 
     def close(self) -> None:
         """Let others have the files. An error file with nothing in it is not left behind."""
-        if not self._errors.mark.num_bytes:
-            self._errors.path.unlink(missing_ok=True)
+        self._errors.remove_if_empty()
         self._open.close()
 
     def _note(self, number: int, tally: Tally) -> None:
@@ -116,6 +130,9 @@ def check_places(places: Places, source: Path) -> None:
             raise CannotWrite(f"{path} is the input; the output must be another file", "output")
     if not places.results.parent.is_dir():
         raise CannotWrite(f"{places.results} cannot be written: {places.results.parent} is no directory", "output")
+    other = places.of_same_errors
+    if other.errors == places.results and other.progress.exists():
+        raise OutputTaken(f"{places.results} is the error file of {other.results}: name another output", "output")
 
 
 def check_unwritten(places: Places) -> None:

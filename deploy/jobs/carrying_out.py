@@ -66,10 +66,14 @@ def on_own_system(order: Order, source: InputFile, onlooker: Onlooker) -> int:
         tell_beginning(book, onlooker)
         if not book.is_complete:
             onlooker.say(f"starting {choice.source}")
-            batch = f"{source.digest} {order.places.results.absolute()}"
-            with own_serving(order, choice, batch, onlooker) as serving:
+            with own_serving(order, choice, name_of(order, source, choice), onlooker) as serving:
                 ask_all(order, source, serving, book, onlooker)
         return tell_end(order, book, onlooker)
+
+
+def name_of(order: Order, source: InputFile, choice: ModelChoice) -> str:
+    """What tells a batch from others: with the same name it goes on with the system that it had."""
+    return f"{source.digest} {order.places.results.absolute()} {settings_of(order, choice)}"
 
 
 def own_serving(order: Order, choice: ModelChoice, batch: str, onlooker: Onlooker) -> AbstractContextManager[Serving]:

@@ -83,11 +83,12 @@ class InlineAnswers:
         """An engine that died takes along who waits for it."""
         if not stepping.cancelled() and stepping.exception() is not None:
             for waiting in self._waiting.values():
-                waiting.answer.set_exception(stepping.exception() or AssertionError())
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(stepping.exception() or AssertionError())
 
     def _take(self, told: Told) -> None:
         waiting = self._waiting.get(told.request_id)
-        if waiting is None:
+        if waiting is None or waiting.answer.done():  # withdrawn, and whoever asked has not come round to saying so
             return
         if isinstance(told, Refused):
             waiting.answer.set_exception(told.refusal)
@@ -101,9 +102,9 @@ class InlineAnswers:
     # On the engine's thread
 
     def _drive(self, new: Iterable[Request], gone: Iterable[str]) -> list[Told]:
-        for request_id in gone:
-            self._engine.abort(request_id)
         refused = [told for request in new if (told := self._add(request)) is not None]
+        for request_id in gone:  # also one that was asked and withdrawn in the same turn
+            self._engine.abort(request_id)
         events = self._engine.step() if self._engine.has_work else []
         self._attach({event.name: self._adapters[event.name] for event in events if isinstance(event, AdapterWanted)})
         return [*refused, *(event for event in events if not isinstance(event, AdapterWanted))]

@@ -44,7 +44,7 @@ class Order:
 
     def choice(self, on_progress: OnProgress) -> ModelChoice:
         """The model, found and fetched if need be."""
-        place = locate(self.model, on_progress)
+        place = locate(self.model, on_progress).absolute()
         return ModelChoice(str(place), EngineOptions(max_sequences=self.batch_size), self.adapters)
 
 
@@ -67,6 +67,8 @@ def order_of(arguments: argparse.Namespace) -> Order:
         raise BadRequest("with --connect the model and the adapters are those of the system that runs", "connect")
     if arguments.inline and (arguments.connect or arguments.address is not None):
         raise BadRequest("--inline asks no system, and --connect and --address name one", "inline")
+    if not arguments.output.name:  # "." and "/"; what has a name is looked at when its book is opened
+        raise BadRequest(f"{arguments.output} is a directory; a file is wanted", "output")
     defaults: dict[str, Any] = {}
     if arguments.max_tokens is not None:
         check_integer("max-tokens", arguments.max_tokens, 1, 2**31 - 1)

@@ -1,6 +1,7 @@
 """Results: the lines that a batch writes: OpenAI's where a line was OpenAI's, our own fields where it was plain."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,4 +41,21 @@ def request_id(line: Line) -> str:
 
 
 def packed(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(with_finite_numbers(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", "replace") + b"\n"
+
+
+def with_finite_numbers(value: Any) -> Any:
+    """JSON has no infinity and no NaN, and a logprob may be either: null stands for them."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {name: with_finite_numbers(part) for name, part in value.items()}
+        case list() | tuple():
+            return [with_finite_numbers(part) for part in value]
+        case _:
+            return value

@@ -15,12 +15,13 @@ from deploy.jobs.asked import Asked, Words
 from deploy.jobs.book import Book
 from deploy.jobs.lines import Blank, Fault, Line
 from deploy.jobs.results import answer_line, error_line
+from deploy.jobs.troubles import CannotWrite
 from engine.completion import Completion, Usage
 from engine.refusal import Refusal
 
 VOUCH_SECONDS = 0.5
 MAX_AHEAD = 1 << 16  # lines read beyond the oldest one that is still open: what memory and record have to hold
-TROUBLES = (JournalFailing, Unavailable)  # of the whole system, and of no line
+TROUBLES = (JournalFailing, Unavailable, CannotWrite)  # of the whole batch, and of no line
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ class Run:
             match line:
                 case Line():
                     return line
+                case Fault(refusal=refusal) if isinstance(refusal, TROUBLES):
+                    raise refusal
                 case Fault():
                     self._book.failed(line.number, error_line(line, line.refusal))
                 case Blank():
