@@ -203,6 +203,7 @@ def test_a_changed_input_and_changed_settings_are_refused(source: Path, tmp_path
     [
         ("missing/out.jsonl", "missing is no directory"),
         (".", "is a directory; a file is wanted"),
+        ("x" * 300, "File name too long"),
         ("in.jsonl", "is the input; the output must be another file"),
     ],
 )

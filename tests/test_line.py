@@ -44,8 +44,8 @@ def test_a_reader_that_takes_nothing_hears_no_more_until_it_does(monkeypatch: py
     turn.release()
     told.acquire()
     assert (asked[-1].wants, asked[-1].kept) == ({"slow": (MAX_PIECES,)}, ())
-    way.close()
     turn.release()
+    finish(way)
 
 
 @pytest.mark.parametrize("had", [(1,), (5,), None])
@@ -77,7 +77,7 @@ def test_a_late_answer_to_an_earlier_reader_is_not_the_next_ones(
     else:
         answers.put([Part("same", [piece(had[0])], END)])
         assert [found.position for found in second.take(10)] == [had[0]]
-    way.close()
+    finish(way)
 
 
 def test_who_waits_at_a_line_that_is_closed_is_told_and_who_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,12 +92,19 @@ def test_who_waits_at_a_line_that_is_closed_is_told_and_who_comes_after(monkeypa
     way, waiting = Line("there", 1.0), Inbox("waiting", (0,))
     way.follow(waiting)
     assert is_asked.wait(10)
-    way.close()
+    finish(way)
     assert waiting.take(10) == []
     with pytest.raises(Unavailable, match="this client was closed"):
         waiting.ended()
     with pytest.raises(Unavailable, match="this client was closed"):
         way.follow(Inbox("late", (0,)))
+
+
+def finish(way: Line) -> None:
+    """Close it, and let its thread end while it can still poll."""
+    way.close()
+    assert way._thread is not None
+    way._thread.join(10)
 
 
 def piece(position: int) -> Any:

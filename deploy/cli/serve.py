@@ -105,7 +105,7 @@ def run_inline(arguments: argparse.Namespace) -> int:
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress)
     tokenizer = load_tokenizer(place)
-    name, keys = Path(arguments.model).name, keys_of(arguments)
+    name, keys = model_name(arguments.model, place), keys_of(arguments)
     options = EngineOptions(expand=arguments.expand)
     backend = inline_model(place, tokenizer, name=name, adapters=arguments.adapters, options=options)
 

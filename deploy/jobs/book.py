@@ -123,6 +123,16 @@ class Book:
 
 
 def check_places(places: Places, source: Path) -> None:
+    try:
+        check_outputs(places, source)
+    except OSError as trouble:  # a name that is too long
+        raise cannot_write(places.results, trouble) from None
+    other = places.of_same_errors
+    if other.errors == places.results and other.progress.exists():
+        raise OutputTaken(f"{places.results} is the error file of {other.results}: name another output", "output")
+
+
+def check_outputs(places: Places, source: Path) -> None:
     for path in (places.results, places.errors):
         if path.is_dir():
             raise CannotWrite(f"{path} is a directory; a file is wanted", "output")
@@ -130,9 +140,6 @@ def check_places(places: Places, source: Path) -> None:
             raise CannotWrite(f"{path} is the input; the output must be another file", "output")
     if not places.results.parent.is_dir():
         raise CannotWrite(f"{places.results} cannot be written: {places.results.parent} is no directory", "output")
-    other = places.of_same_errors
-    if other.errors == places.results and other.progress.exists():
-        raise OutputTaken(f"{places.results} is the error file of {other.results}: name another output", "output")
 
 
 def check_unwritten(places: Places) -> None:

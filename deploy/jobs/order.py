@@ -80,7 +80,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
         arguments.input,
         Places(arguments.output),
         arguments.model or MODEL,
-        tuple((name, str(Path(path).absolute())) for name, path in map(name_and_path, arguments.adapter)),
+        tuple((name, str(Path(path).expanduser().absolute())) for name, path in map(name_and_path, arguments.adapter)),
         defaults,
         arguments.batch_size,
         arguments.connect,

@@ -7,7 +7,7 @@ from engine.refusal import Refusal
 
 
 class CannotWrite(Refusal):
-    """The results have no place to go."""
+    """The results, or what is kept beside them meanwhile, have no place to go."""
 
     code: ClassVar[str] = "cannot_write"
 
