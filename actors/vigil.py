@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 LOOK_SECONDS = 0.25
@@ -53,8 +52,7 @@ def is_deserted(address: str) -> bool:
     """Whether nobody listens there. A control store that is told to end refuses at once, and takes seconds to do so."""
     host, _, port = address.rpartition(":")
     try:
-        with suppress(TimeoutError):
-            socket.create_connection((host.strip("[]"), int(port)), 1.0).close()
-    except ConnectionRefusedError:
-        return True
+        socket.create_connection((host.strip("[]"), int(port)), 1.0).close()
+    except OSError as trouble:  # any other says nothing about who listens
+        return isinstance(trouble, ConnectionRefusedError)
     return False
