@@ -22,8 +22,8 @@ from actors.turnstile import Turnstile
 Answer = TypeVar("Answer")
 RETRY_SECONDS = 0.03
 POLL_SECONDS = 2.0
-CLOSED = "this client was closed"
 FULL_SECONDS = 0.1  # while somebody reads too slowly, who may have caught up by then
+CLOSED = "this client was closed"
 
 
 class Line:

@@ -39,7 +39,7 @@ def exit_code(act: Callable[[], int]) -> int:
     except ReaderGone:
         return 0
     except SystemExit as ending:  # of argparse, or after SIGTERM
-        return ending.code if isinstance(ending.code, int) else 1
+        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
 
 
 def print_all() -> int:

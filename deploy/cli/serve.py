@@ -18,7 +18,7 @@ from actors.system import default_directory, start_system, stay, stop
 from actors.system_config import SystemConfig
 from actors.tree import STOPPED
 from deploy.cli.consoles import errors
-from deploy.cli.named_path import name_and_path
+from deploy.cli.named_path import name_and_path, named_place
 from deploy.cli.progress import shown_progress
 from deploy.http.door_config import HOST, PORT, DoorConfig, door_spec, model_name
 from deploy.http.keys import NO_KEYS, Keys
@@ -164,10 +164,9 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
     check_integer("port", arguments.port, 1, 65535)
     with shown_progress() as on_progress:
         place = locate(arguments.model, on_progress).absolute()  # fetched here, where its progress is seen
-    adapters = tuple((name, str(Path(path).expanduser().absolute())) for name, path in adapters_of(arguments))
     directory = arguments.directory or default_directory(arguments.model)
     config = SystemConfig(
-        ModelChoice(str(place), EngineOptions(expand=arguments.expand), adapters),
+        ModelChoice(str(place), EngineOptions(expand=arguments.expand), adapters_of(arguments)),
         str(directory.absolute()),
         level="power-safe" if arguments.power_safe else "kill-safe",
         partitions=arguments.partitions,
@@ -182,13 +181,12 @@ def config_of(arguments: argparse.Namespace) -> SystemConfig:
 
 def adapters_of(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
     """Names and folders, each looked at: a system reads an adapter only when somebody asks for it."""
-    adapters = tuple(map(name_and_path, arguments.adapter))
-    if adapters:
+    if arguments.adapter:
         from loaders.adapters import describe_adapter  # with MLX, for which a system's own processes are there
 
-        for _, path in adapters:
-            describe_adapter(Path(path))
-    return adapters
+        for _, path in map(name_and_path, arguments.adapter):
+            describe_adapter(Path(path).expanduser())
+    return tuple(map(named_place, arguments.adapter))
 
 
 def keys_of(arguments: argparse.Namespace) -> Keys:

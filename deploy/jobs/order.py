@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.ledger_options import LedgerOptions
 from actors.model_choice import ModelChoice
-from deploy.cli.named_path import name_and_path
+from deploy.cli.named_path import named_place
 from deploy.jobs.book import Places
 from engine.limits import check_integer, check_real
 from engine.options import EngineOptions
@@ -80,7 +80,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
         arguments.input,
         Places(arguments.output),
         arguments.model or MODEL,
-        tuple((name, str(Path(path).expanduser().absolute())) for name, path in map(name_and_path, arguments.adapter)),
+        tuple(map(named_place, arguments.adapter)),
         defaults,
         arguments.batch_size,
         arguments.connect,
