@@ -26,6 +26,7 @@ SETTINGS = {
     # a worker for each core, before anybody wants one
     "RAY_prestart_worker_first_driver": "0",
 }
+STAND_INS = {"dashboard_agent": "silent_agent.py", "runtime_env_agent": "sleeping_agent.py"}  # for agents of Ray's
 NO_JOB = "ffffffff"  # a worker that belongs to no job yet takes the first that comes
 
 
@@ -39,7 +40,7 @@ def lean(node: type[Any], services: Any) -> Iterator[None]:
         replaced(node, "start_log_monitor", _without_log_monitor),
         replaced(node, "start_monitor", _without_monitor),
         replaced(node, "start_api_server", _without_api_server),
-        replaced(services, agent, partial(_with_silent_agent, getattr(services, agent))),
+        replaced(services, agent, partial(_with_stand_in, getattr(services, agent))),
         replaced(node, "start_raylet", _with_nursery(node.start_raylet, services)),
     ):
         yield
@@ -99,10 +100,10 @@ def is_private(directory: Path) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
-def _with_silent_agent(command: Callable[[str, str], list[str]], component: str, session: str) -> list[str]:
+def _with_stand_in(command: Callable[[str, str], list[str]], component: str, session: str) -> list[str]:
     """The rest of the command, Ray's own program first, is then said to ours."""
-    silent = [str(HERE / "silent_agent.py")] if component == "dashboard_agent" else []
-    return [*command(component, session), *silent]
+    ours = STAND_INS.get(component)
+    return [*command(component, session), *([str(HERE / ours)] if ours else [])]
 
 
 def _without_log_monitor(node: Any) -> None:

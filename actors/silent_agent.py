@@ -4,7 +4,6 @@ Ray's own takes longer to begin than the rest of Ray together, and says in the e
 that it serves none, and waits for the end of the node, which holds the other end of its standard input.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -13,14 +12,24 @@ NONE = "-1"
 
 
 def main() -> None:
-    prefix = "--session-dir="
-    (session,) = (word.removeprefix(prefix) for word in sys.argv if word.startswith(prefix))
     for port in PORTS:
-        file = Path(session, f"{port}_{os.environ['RAY_NODE_ID']}")
-        early = file.with_name(f"{file.name}.early")
-        early.write_text(NONE)
-        early.rename(file)
+        tell_port(port, NONE)
     sys.stdin.read()
+
+
+def tell_port(name: str, number: str) -> None:
+    """Where the node looks for it; all of it at once."""
+    file = Path(told("session-dir"), f"{name}_{told('node-id')}")
+    early = file.with_name(f"{file.name}.early")
+    early.write_text(number)
+    early.rename(file)
+
+
+def told(name: str) -> str:
+    """What the command line says of it: `--node-id=…`."""
+    prefix = f"--{name}="
+    (value,) = (word.removeprefix(prefix) for word in sys.argv if word.startswith(prefix))
+    return value
 
 
 if __name__ == "__main__":

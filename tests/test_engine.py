@@ -10,6 +10,8 @@ import pytest
 
 from engine.engine import MAX_LOGITS_BYTES, Engine
 from engine.event import TokenLogprob
+from engine.kernels.portable import PortableKernels
+from engine.kernels.table import Kernels
 from engine.outputs import Outputs
 from engine.request import Request
 from engine.rows import Rows
@@ -21,6 +23,7 @@ from tests.engines import (
     check_invariants,
     collect,
     made_up,
+    quickest,
     random_adapter,
     record_logits,
     run,
@@ -42,6 +45,14 @@ FEATURES: dict[str, dict[str, Any]] = {
     "biases": {"temperature": 1.0, "seed": 1, "logit_bias": {5: 4.0, 9: -100.0}, "banned_token_ids": (1, 2, 3)},
     "allowed": {"temperature": 1.0, "seed": 9, "allowed_token_ids": (3, 17, 40, 41, 99)},
 }
+
+
+PORTABLE = ("greedy", "choices")  # ten times as slow
+
+
+def column_of(feature: str) -> type[Kernels]:
+    """What happens around a request is the same for all columns: the slow one is asked of every scene, but not all."""
+    return PortableKernels if feature in PORTABLE else quickest()
 
 
 def strangers(count: int) -> list[Request]:
@@ -92,8 +103,8 @@ def request_of(feature: str, prompt: int = 21, **more: Any) -> Request:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_alone_is_as_in_a_batch_of_32_strangers(feature: str) -> None:
     request = request_of(feature)
-    wanted, logits = told(request)
-    engine = tiny_engine(max_sequences=48)
+    wanted, logits = told(request, column=column_of(feature))
+    engine = tiny_engine(column=column_of(feature), max_sequences=48)
     log = record_logits(engine)
     answers = serve(engine, [*strangers(16), request, *strangers(33)[17:]])
     assert_same(answers["subject"], wanted)
@@ -115,8 +126,8 @@ def test_alone_is_as_in_a_batch_in_every_family(family: str) -> None:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_a_prompt_in_chunks_of_seven_is_as_in_one(feature: str) -> None:
     request = request_of(feature, 38)
-    wanted, logits = told(request)
-    answer, log = told(request, max_batch_tokens=7, max_sequences=4)
+    wanted, logits = told(request, column=column_of(feature))
+    answer, log = told(request, column=column_of(feature), max_batch_tokens=7, max_sequences=4)
     assert_same(answer, wanted)
     assert_same_logits(log, logits, "subject")
 
@@ -124,8 +135,8 @@ def test_a_prompt_in_chunks_of_seven_is_as_in_one(feature: str) -> None:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_a_prompt_found_in_the_prefix_cache_is_as_one_read(feature: str) -> None:
     request = request_of(feature, 38)
-    wanted, logits = told(request)
-    engine = tiny_engine()
+    wanted, logits = told(request, column=column_of(feature))
+    engine = tiny_engine(column=column_of(feature))
     serve_one(engine, replace(request, id="before"))
     log = record_logits(engine)
     answer = serve_one(engine, request)
@@ -137,8 +148,8 @@ def test_a_prompt_found_in_the_prefix_cache_is_as_one_read(feature: str) -> None
 @pytest.mark.parametrize("feature", ["greedy", "choices", "penalties", "logprobs"])
 def test_aborted_neighbours_disturb_nobody(feature: str) -> None:
     request = request_of(feature)
-    wanted, logits = told(request)
-    engine = tiny_engine(max_sequences=16)
+    wanted, logits = told(request, column=column_of(feature))
+    engine = tiny_engine(column=column_of(feature), max_sequences=16)
     log, answers = record_logits(engine), dict[str, Answer]()
     others = strangers(20)
     for other in [*others[:8], request, *others[8:]]:
@@ -155,8 +166,8 @@ def test_aborted_neighbours_disturb_nobody(feature: str) -> None:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_a_preempted_request_is_answered_as_an_undisturbed_one(feature: str) -> None:
     request = request_of(feature, 14, max_tokens=30)
-    wanted, logits = told(request)
-    engine = tiny_engine(num_blocks=18, block_size=4)
+    wanted, logits = told(request, column=column_of(feature))
+    engine = tiny_engine(column=column_of(feature), num_blocks=18, block_size=4)
     log = record_logits(engine)
     elders = [ask(f"elder {index}", 9, max_tokens=40) for index in range(2)]
     answers = serve(engine, [*elders, request])
@@ -170,11 +181,11 @@ def test_a_preempted_request_is_answered_as_an_undisturbed_one(feature: str) -> 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_resumed_at_every_position_is_as_never_interrupted(feature: str) -> None:
     request = request_of(feature)
-    wanted, _ = told(request)
+    wanted, _ = told(request, column=column_of(feature))
     longest = max(map(len, wanted.choices.values()))
     assert longest > 4
     cuts = range(longest + 1)
-    engine = tiny_engine(max_sequences=64, num_blocks=400)
+    engine = tiny_engine(column=column_of(feature), max_sequences=64, num_blocks=400)
     for cut in cuts:  # each a tenant of its own, so that nothing is found in the cache
         resumed = tuple(tuple(tokens[:cut]) for _, tokens in sorted(wanted.choices.items()))
         engine.add(replace(request, id=f"cut {cut}", tenant=f"{cut}", resumed=resumed))

@@ -398,3 +398,11 @@ def test_processes_are_forked_by_a_nursery_that_only_we_may_ask(echo: Pid, witne
     command = Path(f"/proc/{nursery}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     assert command[-3:-1] == [b"-m", b"actors.nursery"]
     assert Path(command[-1].decode()).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_runtime_environment_is_there_for_who_asks() -> None:
+    import ray as library
+
+    environment = {"env_vars": {"HELLO": "there"}}  # which no fork of ours could give
+    task = library.remote(num_cpus=0, runtime_env=environment)(lambda: os.environ["HELLO"])
+    assert library.get(task.remote(), timeout=60) == "there"
