@@ -134,6 +134,7 @@ class ModelServer(GenServer):
             born_at=self.born_at,
             load_seconds=self.load_seconds,
             process_id=os.getpid(),
+            fingerprint=self.engine.model.fingerprint,
             engine=self.engine.stats(),
         )
 

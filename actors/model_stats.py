@@ -15,6 +15,7 @@ class ModelServerStats:
     born_at: float  # on the node's clock
     load_seconds: float
     process_id: int
+    fingerprint: str  # of the model's content
     engine: EngineStats
 
 

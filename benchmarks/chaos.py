@@ -25,6 +25,7 @@ from actors.exits import CallFailed
 from actors.node import whereis
 from actors.progress import glance, progress_path
 from actors.system_config import ROOT, SystemConfig
+from benchmarks.command_line import at_least, told_in_a_sentence
 from benchmarks.streams import Load, bound, choice_of, requests_of_every_kind, spread, undisturbed
 
 NUM_DISTINCT = 200  # requests, asked again and again under new ids
@@ -200,18 +201,19 @@ def recorded(file: Path, counts: Counter[str]) -> tuple[int, Counter[str]]:
     return len(runs), sum(runs, Counter())
 
 
+@told_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--kills", type=int, default=50, help="of each part")
-    parser.add_argument("--requests", type=int, default=0, help="go on under load until so many are answered")
-    parser.add_argument("--minutes", type=float, default=600.0, help="go on for so long at most")
-    parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=60)
+    parser.add_argument("--kills", type=at_least(0), default=50, help="of each part")
+    parser.add_argument("--requests", type=at_least(0), default=0, help="go on under load until so many are answered")
+    parser.add_argument("--minutes", type=at_least(0.0), default=600.0, help="go on for so long at most")
+    parser.add_argument("--streams", type=at_least(1), default=32)
+    parser.add_argument("--tokens", type=at_least(1), default=60)
     parser.add_argument("--parts", nargs="+", default=["model"], choices=PARTS)
-    parser.add_argument("--partitions", type=int, default=1)
-    parser.add_argument("--spares", type=int, default=0)
-    parser.add_argument("--calm", type=float, default=1.0, help="seconds between two kills, at most")
+    parser.add_argument("--partitions", type=at_least(1), default=1)
+    parser.add_argument("--spares", type=at_least(0), default=0)
+    parser.add_argument("--calm", type=at_least(0.0), default=1.0, help="seconds between two kills, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, help="a file that this run's counts are added to")
     args = parser.parse_args()

@@ -4,7 +4,8 @@
     python -m benchmarks.handles --model DIR --streams 32 --tokens 64
     python -m benchmarks.handles --model tiny        # two random layers: what a step costs around the engine
 
-The two are measured in turns in one run, so that whatever else the machine does falls on both.
+The two are measured in turns in one run, so that whatever else the machine does falls on both, with the same prompts:
+those of many streams are in both caches, that of a first token is in none.
 """
 
 import argparse
@@ -19,12 +20,13 @@ from typing import Any
 
 import ray
 
-from actors import process, request_server, system
+from actors import process, system
 from actors.client import Client
 from actors.model_choice import ModelChoice, function_at
 from actors.node import call, whereis
 from actors.polls import Poll
 from actors.system_config import SystemConfig
+from benchmarks.command_line import at_least, told_in_a_sentence
 from engine.engine import Engine
 from engine.event import TokenEvent
 from engine.options import EngineOptions
@@ -79,8 +81,8 @@ def served_throughput(client: Client, name: str, streams: int, tokens: int, is_w
     return sum(counts) / (time.perf_counter() - began)
 
 
-def bare_first_token(engine: Engine, name: str) -> float:
-    engine.add(Request(name, prompt_of(hash(name) % 997), Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)))
+def bare_first_token(engine: Engine, name: str, number: int) -> float:
+    engine.add(Request(name, prompt_of(number), Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)))
     began, first = time.perf_counter(), 0.0
     while engine.has_work:
         if any(isinstance(event, TokenEvent) for event in engine.step()) and not first:
@@ -88,9 +90,9 @@ def bare_first_token(engine: Engine, name: str) -> float:
     return first
 
 
-def served_first_token(client: Client, name: str) -> float:
+def served_first_token(client: Client, name: str, number: int) -> float:
     began = time.perf_counter()
-    stream = iter(client.stream(prompt_of(hash(name) % 997), id=name, max_tokens=4, temperature=0.0, ignore_eos=True))
+    stream = iter(client.stream(prompt_of(number), id=name, max_tokens=4, temperature=0.0, ignore_eos=True))
     next(stream)
     first = time.perf_counter() - began
     for _ in stream:
@@ -107,12 +109,13 @@ def calls_a_second(call: Callable[[], object], seconds: float = 2.0) -> float:
     return count / seconds
 
 
+@told_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", type=at_least(1), default=32)
+    parser.add_argument("--tokens", type=at_least(1), default=48)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     process.connect()
@@ -134,16 +137,17 @@ def measure(client: Client, engine: Engine, args: argparse.Namespace) -> dict[st
     yardstick: Any = ray.remote(Empty).remote()
     server = whereis("genserve.requests.requests-0")
     assert server is not None
+    bare_throughput(engine, "b", args.streams, args.tokens)  # untimed, as prompts are read only this once
+    served_throughput(client, "s", args.streams, args.tokens, is_whole=True)
     for turn in range(args.rounds):
         bare.append(bare_throughput(engine, f"b{turn}", args.streams, args.tokens))
         streamed.append(served_throughput(client, f"s{turn}", args.streams, args.tokens, is_whole=False))
         whole.append(served_throughput(client, f"w{turn}", args.streams, args.tokens, is_whole=True))
-        for number in range(7):
-            first_bare.append(bare_first_token(engine, f"fb{turn}-{number}"))
-            first_served.append(served_first_token(client, f"fs{turn}-{number}"))
+        for number in range(args.streams + 7 * turn, args.streams + 7 * turn + 7):
+            first_bare.append(bare_first_token(engine, f"fb{number}", number))
+            first_served.append(served_first_token(client, f"fs{number}", number))
         empty.append(calls_a_second(lambda: ray.get(yardstick.answer.remote())))
         partition.append(calls_a_second(lambda: call(server, Poll({}, wait_seconds=0))))
-        request_server.stats(server)
     return {
         "bare engine, tokens/s": round(median(bare), 1),
         "streams, tokens/s": round(median(streamed), 1),

@@ -18,6 +18,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from benchmarks.command_line import at_least, told_in_a_sentence
 from benchmarks.engine import StubKernels, stub_model
 from engine.engine import Engine
 from engine.kernels.choose import choose
@@ -95,10 +96,11 @@ def run(engine: Engine, num_tokens: int) -> None:
             told += 1
 
 
+@told_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
-    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--tokens", type=at_least(1), default=1_000_000)
     arguments = parser.parse_args()
     run(engine_of(arguments.model), arguments.tokens)
 

@@ -23,6 +23,7 @@ from deploy.http.actor_backend import ActorBackend
 from deploy.http.door_config import DoorConfig, door_spec
 from deploy.http.keys import Keys
 from loaders.adapters import save_adapter
+from loaders.checkpoint import load_model
 from tests.browser import Browser, browsing, is_there
 from tests.engines import random_adapter, tiny_model
 from tests.http_world import MODEL, Served, events_of, served
@@ -119,6 +120,14 @@ def test_whole_answers_and_streams_say_the_same(door: Served) -> None:
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1])
     assert text == whole["choices"][0]["message"]["content"]
     assert chunks[-1]["usage"]["completion_tokens"] == 20
+
+
+def test_the_fingerprint_is_of_what_the_model_is_and_not_of_where(
+    door: Served, system: tuple[SystemConfig, int]
+) -> None:
+    config, _ = system
+    wanted = f"fp_{load_model(config.choice.source).fingerprint[:16]}"
+    assert door.chat(max_tokens=1).json()["system_fingerprint"] == wanted
 
 
 def test_scores_and_several_prompts_come_through(door: Served) -> None:

@@ -42,7 +42,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, EngineStats]:
     def stats_of(name: str, timeout: float) -> Any:
         if name not in told:
             raise CallFailed(name, "noproc")
-        return SimpleNamespace(engine=told[name])
+        return SimpleNamespace(engine=told[name], fingerprint="f")
 
     monkeypatch.setattr(actor_view, "whereis", lambda name: name)
     monkeypatch.setattr(actor_view.sys, "statistics", lambda pid, timeout: SimpleNamespace(is_suspended=False))
@@ -72,6 +72,8 @@ def test_a_replica_that_is_away_counts_as_it_was_seen_last(tmp_path: Path, engin
     del engines["genserve.models.model-1"]
     after = look(tmp_path, before).stats
     assert after.engine is not None and after.engine.generated_tokens == 1500
+    engines.clear()
+    assert look(tmp_path, before).fingerprint == before.fingerprint == "f"
 
 
 @pytest.fixture

@@ -162,8 +162,7 @@ class ActorBackend:
         num_places = min(engine.num_blocks * engine.block_size for engine in engines)
         limits = (self._tokenizer.spec.max_tokens, options.max_context, num_places)
         capacity = Capacity(self._tokenizer.vocab_size, min(limit for limit in limits if limit is not None))
-        fingerprint = hashlib.sha256(repr(self.config.choice).encode()).hexdigest()
-        return ModelCard(self.name, capacity, fingerprint, options.max_sequences)
+        return ModelCard(self.name, capacity, self._view.fingerprint, options.max_sequences)
 
     async def why_not_ready(self) -> str | None:
         return self._view.why_not_ready

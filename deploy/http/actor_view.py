@@ -27,6 +27,7 @@ class View:
     adapters: tuple[str, ...]
     stats: Stats
     running: tuple[Running, ...] = ()  # while somebody watches
+    fingerprint: str = ""  # of the model, also while there is none
 
 
 NO_VIEW = View("the system is starting", {}, {}, (), Stats(None))
@@ -45,7 +46,7 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
             running += request_server.running(name, ANSWER_SECONDS) if is_watched else ()
         except CallFailed:
             failures.append(f"{name} does not answer")
-    engines, is_suspended = dict(before.engines), False
+    engines, fingerprint, is_suspended = dict(before.engines), before.fingerprint, False
     for name in config.model_names:
         pid = whereis(name)
         if pid is None:
@@ -53,7 +54,8 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
         try:
             is_suspended |= sys.statistics(pid, ANSWER_SECONDS).is_suspended
             if not is_suspended:
-                engines[name] = model_stats.stats(pid, ANSWER_SECONDS).engine
+                told = model_stats.stats(pid, ANSWER_SECONDS)
+                engines[name], fingerprint = told.engine, told.fingerprint
         except CallFailed:
             continue
     num_living = sum(partition.num_living for partition in partitions)
@@ -72,6 +74,7 @@ def view_of(config: SystemConfig, before: View, *, is_watched: bool) -> View:
             num_engines=config.replicas,
         ),
         tuple(running),
+        fingerprint,
     )
 
 
