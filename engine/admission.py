@@ -56,7 +56,7 @@ def answer_state(request: Request, vocabulary: Vocabulary | None, answer: tuple[
     """What the answer so far reads, if stop strings have to be watched for."""
     if vocabulary is None:
         return None
-    state = vocabulary.begin(request.sampling.stop, request.prompt)
+    state = vocabulary.begin(request.sampling.stop, request.prompt, request.sampling.min_tokens)
     for token in answer:
         state, _ = state.step(vocabulary.bytes_of(token))
     return state

@@ -27,6 +27,7 @@ class AnswerState:
     decoding: TextState = TextState()
     thinking: ThinkState | None = None
     stopping: StopState = StopState()
+    early: int = 0  # so many tokens yet end no answer, whatever they read
 
     @classmethod
     def begin(
@@ -36,12 +37,15 @@ class AnswerState:
         strips_space: bool = False,
         splits_thoughts: bool = False,
         is_thinking: bool = False,
+        min_tokens: int = 0,
     ) -> "AnswerState":
         """The state before the first token."""
+        stops = compile_stops(stop)
         return cls(
             TextState(strips_space=strips_space),
             ThinkState(is_thinking) if splits_thoughts else None,
-            StopState(compile_stops(stop)),
+            StopState(stops),
+            min_tokens if stops.strings else 0,
         )
 
     @property
@@ -62,11 +66,11 @@ class AnswerState:
             return self, Piece("")
         state, last = self.read(TextState(), self.decoding.finish())
         held = Split("", "") if state.thinking is None else state.thinking.finish()
-        stopping, said = state.stopping.step(held.said)
+        stopping, said = state.stopping.step(held.said, ends=not self.early)
         done = AnswerState(TextState(), None, stopping)
         return done, Piece(last.text + said + stopping.finish(), last.reasoning + held.thought)
 
     def read(self, decoding: TextState, text: str) -> tuple["AnswerState", Piece]:
         thinking, split = (None, Split(text, "")) if self.thinking is None else self.thinking.step(text)
-        stopping, said = self.stopping.step(split.said)
-        return AnswerState(decoding, thinking, stopping), Piece(said, split.thought)
+        stopping, said = self.stopping.step(split.said, ends=not self.early)
+        return AnswerState(decoding, thinking, stopping, max(0, self.early - 1)), Piece(said, split.thought)

@@ -110,7 +110,7 @@ class Transcript:
     def __init__(self, request: Request, vocabulary: Vocabulary) -> None:
         self.request = request
         self._vocabulary = vocabulary
-        begin = vocabulary.begin(request.sampling.stop, request.prompt)
+        begin = vocabulary.begin(request.sampling.stop, request.prompt, request.sampling.min_tokens)
         self._choices = [ChoiceRecord(begin) for _ in range(request.sampling.n)]
         self._cached_tokens = 0
         self._prompt_logprobs: tuple[TokenLogprob, ...] | None = None

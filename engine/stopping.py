@@ -82,15 +82,15 @@ class StopState:
         """Text that came and was not given on yet."""
         return "" if self.matched is not None else self.stops.beginning[self.node]
 
-    def step(self, text: str) -> tuple["StopState", str]:
-        """Take text, and give what is certain to stand before any stop string."""
+    def step(self, text: str, *, ends: bool = True) -> tuple["StopState", str]:
+        """Take text, and give what is certain to stand before any stop string. One is passed over unless it `ends`."""
         if self.matched is not None or not self.stops.strings:
             return self, "" if self.matched is not None else text
         stops, node = self.stops, self.node
         for end, character in enumerate(text, start=1):
             node = stops.advance(node, character)
             matched = stops.complete[node]
-            if matched is not None:
+            if matched is not None and ends:
                 whole = self.held + text[:end]
                 return StopState(stops, ROOT, matched), whole[: -len(matched)]
         whole = self.held + text

@@ -20,13 +20,14 @@ class Vocabulary:
         """A token's bytes; ids that pad a model's vocabulary beyond its tokenizer's have none."""
         return self.token_bytes[token] if token < len(self.token_bytes) else b""
 
-    def begin(self, stop: tuple[str, ...] = (), prompt: Sequence[int] = ()) -> AnswerState:
-        """The state of an answer to this prompt before its first token."""
+    def begin(self, stop: tuple[str, ...] = (), prompt: Sequence[int] = (), min_tokens: int = 0) -> AnswerState:
+        """The state of an answer to this prompt before its first token. The first `min_tokens` end nothing."""
         return AnswerState.begin(
             stop,
             strips_space=self.strips_space,
             splits_thoughts=self.splits_thoughts,
             is_thinking=self.opens_thought(prompt),
+            min_tokens=min_tokens,
         )
 
     def opens_thought(self, prompt: Sequence[int]) -> bool:

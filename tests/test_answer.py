@@ -63,6 +63,15 @@ def test_a_stop_string_can_be_completed_by_what_was_held_back() -> None:
     assert finished([b"say \xf0\x9f"], stop=["\ufffd"]) == ("\ufffd", Piece("say "))
 
 
+def test_what_the_first_tokens_read_ends_nothing_but_may_begin_what_does() -> None:
+    pieces = [b"no END", b", n", b"or EN", b"D here", b" END"]
+    assert finished(pieces, stop=["END"]) == ("END", Piece("no "))
+    assert finished(pieces, stop=["END"], min_tokens=1) == ("END", Piece("no END, nor "))
+    assert finished(pieces, stop=["END"], min_tokens=3) == ("END", Piece("no END, nor "))
+    assert finished(pieces, stop=["END"], min_tokens=4) == ("END", Piece("no END, nor END here "))
+    assert finished(pieces, stop=["END"], min_tokens=9) == (None, Piece("no END, nor END here END"))
+
+
 def test_nothing_follows_a_stop_string() -> None:
     state, so_far = answer_of([b"a STOP b", b"c"], stop=["STOP"])
     assert (so_far.text, state.finish()[1].text) == ("a ", "")

@@ -414,6 +414,14 @@ def test_an_answer_ends_with_the_token_that_completes_a_stop_string() -> None:
     assert answer.reasons == {0: "stop"}
 
 
+def test_a_stop_string_that_comes_before_the_least_length_ends_nothing() -> None:
+    how: dict[str, Any] = {"allowed_token_ids": (97,), "stop": ("aaa",), "max_tokens": 9}
+    lengths = {least: len(told(ask("r", 9, min_tokens=least, **how))[0].tokens) for least in (0, 2, 3, 5, 9)}
+    assert lengths == {0: 3, 2: 3, 3: 4, 5: 6, 9: 9}
+    resumed = told(ask("r", 9, min_tokens=5, resumed=((97,) * 4,), **how))[0]
+    assert (len(resumed.tokens), resumed.reasons) == (2, {0: "stop"})
+
+
 def test_work_is_counted_as_it_was_done() -> None:
     engine = tiny_engine()
     answers = serve(engine, [ask("a", 20, max_tokens=7), ask("b", 5, max_tokens=9, stop_token_ids=tuple(range(256)))])
