@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from deploy.http.payload import Fields
 from deploy.http.sampling_fields import SamplingFields, integer
 from engine.limits import MAX_LOGPROBS
+from engine.refusal import BadRequest
 
 MAX_MESSAGES = 4096
 NotYet = Annotated[None, Field(description="Not supported by this server.")]
@@ -85,13 +86,16 @@ class ChatFields(SamplingFields):
     def agree(self) -> Self:
         """Fields that speak of the same must not contradict each other."""
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options are for streams; stream is not set")
+            raise BadRequest("stream_options are for streams; stream is not set", "stream_options")
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise BadRequest("top_logprobs needs logprobs to be true", "top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens are two words for one thing, and differ")
-        if 0 in (self.max_tokens, self.max_completion_tokens):
-            raise ValueError("max_tokens must be at least 1: a chat has nothing to answer with otherwise")
+            raise BadRequest(
+                "max_tokens and max_completion_tokens are two words for one thing, and differ", "max_tokens"
+            )
+        for name in ("max_tokens", "max_completion_tokens"):
+            if getattr(self, name) == 0:
+                raise BadRequest(f"{name} must be at least 1: a chat has nothing to answer with otherwise", name)
         return self
 
     @property

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from deploy.http.chat_fields import NotYet
 from deploy.http.sampling_fields import SamplingFields
 from engine.limits import MAX_LOGPROBS
+from engine.refusal import BadRequest
 
 MAX_PROMPTS = 128
 MAX_ANSWERS = 256  # prompts times choices
@@ -36,13 +37,14 @@ class CompletionFields(SamplingFields):
     def agree(self) -> Self:
         """Fields that speak of the same must not contradict each other."""
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options are for streams; stream is not set")
+            raise BadRequest("stream_options are for streams; stream is not set", "stream_options")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of other than n is not supported")
+            raise BadRequest("best_of other than n is not supported", "best_of")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens 0 answers nothing without echo")
-        if len(self.prompts) * (self.n or 1) > MAX_ANSWERS:
-            raise ValueError(f"prompts times n is {len(self.prompts) * (self.n or 1)}; {MAX_ANSWERS} is the limit")
+            raise BadRequest("max_tokens 0 answers nothing without echo", "max_tokens")
+        num_answers = len(self.prompts) * (self.n or 1)
+        if num_answers > MAX_ANSWERS:
+            raise BadRequest(f"prompts times n is {num_answers}; {MAX_ANSWERS} is the limit", "n")
         return self
 
     @property

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
+from deploy.http.complaints import refusal_of
 from deploy.http.dress import JSON, MSGPACK, MSGPACK_NAMES
 from deploy.http.errors import WrongMediaType
 from deploy.http.json_body import decode_json
 from deploy.http.msgpack_body import decode_msgpack
-from engine.refusal import BadRequest, Unsupported
+from engine.refusal import BadRequest
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {JSON: decode_json} | dict.fromkeys(MSGPACK_NAMES, decode_msgpack)
 LARGE_BYTES = 64 << 10  # decoded beside the event loop
@@ -57,30 +58,3 @@ def fields_of(kind: type[Body], value: Any) -> Body:
         return kind.model_validate(value)
     except ValidationError as trouble:
         raise refusal_of(trouble, value) from None
-
-
-def refusal_of(trouble: ValidationError, body: Any) -> BadRequest | Unsupported:
-    """What is wrong, in one sentence. Of several things the deepest: all members of a union complain, one rightly."""
-    located = [(path_of(error["loc"], body), error) for error in trouble.errors(include_url=False, include_input=False)]
-    path, error = max(located, key=lambda pair: len(pair[0]))
-    param = ".".join(str(part)[:60] for part in path) or None
-    match error["type"]:
-        case "extra_forbidden" | "none_required":
-            return Unsupported(f"this server does not support the field {param}", param)
-        case "missing":
-            return BadRequest(f"the field {param} is wanted", param)
-        case "value_error":
-            return BadRequest(str(error["ctx"]["error"]), param)
-    return BadRequest(f"{param}: {error['msg']}" if param else error["msg"], param)
-
-
-def path_of(location: tuple[int | str, ...], body: Any) -> list[int | str]:
-    """Where in the body it is; pydantic's names for a union's members are left out."""
-    path: list[int | str] = []
-    for number, part in enumerate(location):
-        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
-            body = body[part]  # type: ignore[index]
-        elif number < len(location) - 1 or not isinstance(body, dict):
-            continue
-        path.append(part)
-    return path

@@ -31,7 +31,7 @@ class TokenizeFields(Fields):
     @model_validator(mode="after")
     def agree(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("either a prompt or messages are wanted")
+            raise BadRequest("either a prompt or messages are wanted", "prompt")
         return self
 
 
