@@ -164,6 +164,12 @@ def test_choice_falls_on_the_column_that_agrees(numbers, caplog):
     assert not caplog.records
 
 
+def test_more_queries_of_a_key_head_than_the_kernels_take_are_no_end(caplog):
+    numbers = Numbers(heads=72, kv_heads=1, head_dim=8)
+    assert choose(numbers.config, make_weights(numbers), BLOCK).name == "cpu"
+    assert not caplog.records
+
+
 def test_choice_leaves_a_wrong_column_out_and_says_so(monkeypatch, caplog):
     numbers = Numbers()
     right = CpuKernels.logits

@@ -196,3 +196,32 @@ def test_adapters_of_another_model_are_refused():
     weights, cache = kernels.prepare(make_weights(numbers)), make_cache(numbers, tables, BLOCK, "float32")
     with pytest.raises(ValueError, match="adapters of another model"):
         logits_by_halves(kernels, weights, cache, batch, make_stack(other, [4]))
+
+
+def test_matrices_without_numbers_are_refused():
+    for shape in ((5, 0), (0, 5)):
+        with pytest.raises(ValueError, match="matrix"):
+            _native.pack_floats(mx.zeros(shape))
+    with pytest.raises(ValueError, match="words"):
+        _native.pack_quantized(mx.zeros((3, 0), mx.uint32), mx.zeros((3, 0)), mx.zeros((3, 0)), 4, 32)
+
+
+def test_integers_are_no_activations():
+    packed = pack(floats(np.random.default_rng(0), 40, 60))
+    with pytest.raises(ValueError, match="floats were wanted"):
+        mx.ones((2, 60), mx.int32) @ packed.T
+
+
+@pytest.mark.parametrize(("wavelengths", "hidden"), [(16, -96), (3, 96)])
+def test_a_decoder_whose_numbers_do_not_fit_is_refused(wavelengths, hidden):
+    with pytest.raises(ValueError, match="wanted|not known"):
+        _native.make_decoder(hidden, 160, 4, 2, 32, 1e-5, 0, BLOCK, mx.ones(wavelengths), 1.0)
+
+
+def test_scales_of_another_type_are_refused():
+    numbers, tables = Numbers(), make_tables(1, 30, BLOCK)
+    kernels = CpuKernels(numbers.config, BLOCK)
+    weights, cache = kernels.prepare(make_weights(numbers)), make_cache(numbers, tables, BLOCK, "int8")
+    cache.layers[0].key_scales = cache.layers[0].key_scales.astype(mx.float16)
+    with pytest.raises(ValueError, match="a scale for each"):
+        logits_by_halves(kernels, weights, cache, make_batch([Run(0, 0, 3)], tables, BLOCK, numbers.vocabulary))

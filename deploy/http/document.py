@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from deploy.http.dress import JSON, MSGPACK
-from deploy.http.errors import INTERNAL, KINDS
+from deploy.http.errors import INTERNAL, KINDS, TooLarge
 from deploy.http.keys import OPEN_PATHS
 from deploy.http.payload import Fields
 
@@ -30,7 +30,10 @@ ERROR_REF = {"$ref": "#/components/schemas/Error"}
 
 
 def said(status: int) -> str:
-    return ", ".join(sorted(code for code, kind in KINDS.items() if kind.status == status)) or INTERNAL.type
+    """The codes that come with a status; of 431, which has none of its own, that of a body which is too large."""
+    kinds = {**KINDS, INTERNAL.type: INTERNAL}
+    codes = {kind.code or code for code, kind in kinds.items() if kind.status == status}
+    return ", ".join(sorted(codes)) or TooLarge.code
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -43,8 +46,25 @@ EVERYWHERE = failures(400, 401, 403, 408, 413, 415, 421, 431, 500, 503)
 ANSWERS = failures(404, 409, 416, 429) | {
     200: {
         "description": "The answer; a stream of chunks if `stream` is set",
-        "content": {JSON: {"schema": {"type": "object"}}, MSGPACK: {}, "text/event-stream": {}},
+        "content": {JSON: {"schema": {"type": "object"}}, "text/event-stream": {}},
     }
+}
+NOT_READY = {
+    "description": "Not now, for the reason that is given",
+    "content": {
+        JSON: {
+            "schema": {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "required": ["ready", "reason"],
+                        "properties": {"ready": {"const": False}, "reason": {"type": "string"}},
+                    },
+                    ERROR_REF,  # not even this can be told
+                ]
+            }
+        }
+    },
 }
 
 
@@ -72,4 +92,7 @@ def describe(app: FastAPI, kinds: tuple[type[Fields], ...], *, wants_key: bool) 
             if wants_key and path in OPEN_PATHS:
                 operation["security"] = []
             operation["responses"].pop("422", None)  # answered as 400
+            for answer in operation["responses"].values():
+                if JSON in (content := answer.get("content", {})):
+                    content[MSGPACK] = content[JSON]
     return document

@@ -5,9 +5,9 @@ import contextlib
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
-from deploy.http.document import failures
+from deploy.http.document import NOT_READY
 from deploy.http.dress import reply
 from deploy.http.edge import Edge
 from engine.refusal import Refusal
@@ -21,7 +21,7 @@ def health(edge: Edge) -> APIRouter:
         """Whether this server answers at all. The one route that wants no key."""
         return reply(http.scope, {"status": "ok"})
 
-    @router.get("/ready", responses=failures(503))
+    @router.get("/ready", responses={503: NOT_READY})
     async def is_ready(http: HttpRequest) -> Response:
         """Whether a request would be served now, and if not, why."""
         reason = await why_not()
@@ -29,7 +29,7 @@ def health(edge: Edge) -> APIRouter:
             return reply(http.scope, {"ready": True, "reason": None})
         return reply(http.scope, {"ready": False, "reason": reason}, 503, {"retry-after": "1"})
 
-    @router.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Measurements, as Prometheus reads them."""
         card = None

@@ -43,11 +43,14 @@ def cpu_column(config: ModelConfig, weights: Weights, block_size: int, takes_wei
         return None
     from engine.kernels.cpu.column import CpuKernels  # only now: it imports what may not be built
 
-    trial = try_column(lambda small: CpuKernels(small, block_size), config, weights, block_size, SMALL)
+    trial = try_column(
+        lambda small: CpuKernels(small, block_size), config, weights, block_size, SMALL, rounded=("float16", "int8")
+    )
     if not trial.passes(CPU_TOLERANCE):
         log.warning(
             "the CPU kernels are left out, for they disagree with the portable ones on this machine: "
-            f"logits by {trial.logits_error:.1e}, {trial.num_wrong_tokens} tokens drawn otherwise"
+            f"logits by {trial.logits_error:.1e}, with rounded keys and values by {trial.rounded_error:.1e}, "
+            f"{trial.num_wrong_tokens} tokens drawn otherwise"
         )
         return None
     return CpuKernels(config, block_size, takes_weights=takes_weights)

@@ -22,6 +22,8 @@ from engine.options import CacheDtype
 from engine.rotary import rotary
 from engine.weights import LINEAR_MODULES, Layer, Linear, Weights
 
+MOST_QUERIES = 64  # of one key head, as the extension takes them
+
 
 class CpuKernels:
     """The extension in the shape of the table. Built for one model: `prepare` it before use.
@@ -40,7 +42,7 @@ class CpuKernels:
         self.takes_weights = takes_weights
         self.portable = PortableKernels(config, block_size)
         self._prepared: Weights | None = None
-        self._decoder: _native.Decoder | None = None  # None: some matrix has a format that the extension lacks
+        self._decoder: _native.Decoder | None = None  # None: a matrix or the heads are not as it takes them
         if num_threads is not None:
             _native.set_num_threads(num_threads)
 
@@ -161,6 +163,8 @@ def succeed(cache: LayerCache, arrays: list[mx.array]) -> None:
 
 def make_decoder(config: ModelConfig, block_size: int, weights: Weights) -> _native.Decoder | None:
     """The model as one object of the extension, so that a call need not hand over hundreds of arrays."""
+    if config.num_heads // config.num_kv_heads > MOST_QUERIES:
+        return None
     linears = [[getattr(layer, name) for name in LINEAR_MODULES] for layer in weights.layers]
     if not all(isinstance(linear.weight, PackedTensor) for layer in linears for linear in layer):
         return None

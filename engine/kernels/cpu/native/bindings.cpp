@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "mlx/mlx.h"
 #include "pool.h"
 #include "primitives.h"
@@ -48,7 +50,8 @@ Format float_format(mx::Dtype dtype) {
 MatrixHandle pack_quantized(
     const mx::array& words, const mx::array& scales, const mx::array& biases, int bits, int group) {
   const bool is_known = (bits >= 2 && bits <= 6) || bits == 8;
-  if (!is_known || (group != 32 && group != 64 && group != 128) || words.ndim() != 2 || words.dtype() != mx::uint32)
+  const bool is_matrix = words.ndim() == 2 && words.size() > 0;
+  if (!is_known || (group != 32 && group != 64 && group != 128) || !is_matrix || words.dtype() != mx::uint32)
     throw std::invalid_argument("affine words of 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128 were wanted");
   const int rows = words.shape(0), columns = static_cast<int>(static_cast<int64_t>(words.shape(1)) * 32 / bits);
   const mx::Shape wanted = {rows, columns / group};
@@ -60,7 +63,7 @@ MatrixHandle pack_quantized(
 }
 
 MatrixHandle pack_floats(const mx::array& values) {
-  if (values.ndim() != 2) throw std::invalid_argument("a matrix was wanted");
+  if (values.ndim() != 2 || values.size() == 0) throw std::invalid_argument("a matrix was wanted");
   const mx::array v = settled(values);
   return {std::make_shared<PackedMatrix>(v.data<void>(), float_format(v.dtype()), v.shape(0), v.shape(1))};
 }
@@ -74,8 +77,11 @@ std::vector<float> to_vector(const std::optional<mx::array>& a) {
 DecoderHandle make_decoder(
     int hidden, int intermediate, int num_heads, int kv_heads, int head_dim, float eps, int window, int block_size,
     const mx::array& wavelengths, float magnitude) {
-  if (kv_heads < 1 || num_heads % kv_heads != 0 || num_heads / kv_heads > MAX_QUERIES || head_dim % 2 != 0 || block_size < 1)
+  if (std::min({hidden, intermediate, num_heads, kv_heads, head_dim, block_size}) < 1 || num_heads % kv_heads != 0 ||
+      num_heads / kv_heads > MAX_QUERIES || head_dim % 2 != 0)
     throw std::invalid_argument("these numbers of heads are not known to this kernel");
+  if (wavelengths.size() != static_cast<size_t>(head_dim / 2))
+    throw std::invalid_argument("a wavelength for each pair of a head's dimensions was wanted");
   const Shape shape{hidden, intermediate, num_heads, kv_heads, head_dim, eps, window, block_size};
   return {std::make_shared<Decoder>(Decoder{shape, Rotation(to_vector(wavelengths), magnitude), {}, &active_kernels()})};
 }

@@ -165,6 +165,9 @@ std::vector<mx::array> run(
       if (a.dtype() != caches[0].dtype() || a.ndim() != 3 || a.shape(0) != caches[0].shape(0) ||
           a.shape(1) != shape.kv_heads || a.shape(2) != shape.head_dim)
         throw std::invalid_argument("caches of (slots, kv_heads, head_dim) were wanted");
+      const bool is_scaled = each == 4;
+      if (is_scaled && (caches[j + 1].dtype() != mx::float32 || caches[j + 1].shape() != mx::Shape{a.shape(0), a.shape(1)}))
+        throw std::invalid_argument("a scale for each of a cache's vectors was wanted");
     }
   std::vector<mx::array> inputs = {
       rows_of(*decoder, x), integers(batch.positions, rows), integers(batch.slots, rows),

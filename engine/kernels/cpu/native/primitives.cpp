@@ -48,7 +48,7 @@ class Multiply : public CpuPrimitive {
 
   static mx::array make(const mx::array& x, const std::shared_ptr<PackedMatrix>& w, bool is_back) {
     const int from = is_back ? w->view().rows : w->view().columns, to = is_back ? w->view().columns : w->view().rows;
-    if (x.ndim() < 1 || x.shape(-1) != from)
+    if (x.ndim() < 1 || x.shape(-1) != from || !mx::issubdtype(x.dtype(), mx::floating))
       throw std::invalid_argument("rows of " + std::to_string(from) + " floats were wanted");
     mx::Shape shape = x.shape();
     shape.back() = to;
