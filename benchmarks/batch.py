@@ -18,6 +18,7 @@ from typing import Any
 
 from actors.model_choice import ModelChoice
 from actors.model_loading import make_engine
+from benchmarks.command_line import at_least, told_in_a_sentence
 from deploy.jobs.asked import asked_plainly
 from deploy.jobs.carrying_out import carry_out
 from deploy.jobs.inline_serving import inline as inline_serving
@@ -141,14 +142,17 @@ def plainly(line: Any) -> Any:
     return asked_plainly(line, {})
 
 
+@told_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("speed", "crashes", "memory", "memory-of"))
-    parser.add_argument("count", type=int, nargs="?", help="lines")
+    parser.add_argument("count", type=at_least(1), nargs="?", help="lines")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=at_least(1), default=64)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     given = parser.parse_args()
+    if given.what == "memory-of" and given.count is None:
+        parser.error("memory-of wants to know of how many lines")
     match given.what:
         case "speed":
             speed(given.model, given.count or 256, given.batch_size, given.rounds)

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.tiny import write_checkpoint
 from tests.tiny_tokenizer import write_tokenizer
 
 PAGE = Path(__file__).parent.parent / "docs" / "clients.md"
+PACKAGES = ("openai", "langchain-openai", "litellm", "llm", "lm-eval", "mlx-lm")
 DEATH = "it answered nobody afterwards"
 
 
@@ -123,8 +124,7 @@ def mark(trouble: str | None) -> str:
 
 
 def page_of(results: dict[str, list[str | None]]) -> str:
-    packages = ("openai", "langchain-openai", "litellm", "llm", "lm-eval", "mlx-lm")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     reasons = [
         f"- {name}, {what}: `{results[name][row]}`"
         for name in results
@@ -132,6 +132,13 @@ def page_of(results: dict[str, list[str | None]]) -> str:
         if results[name][row] is not None
     ]
     return HEAD + table(results) + f"\n\nWith {versions}.\n\n## Why not\n\n" + "\n".join(reasons) + "\n"
+
+
+def is_installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 HEAD = """# Clients
@@ -152,10 +159,13 @@ nobody after this check, and was started again for the next one.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--write", action="store_true", help="write docs/clients.md")
-    parser.add_argument("--only", choices=("genserve", "mlx_lm"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_mutually_exclusive_group()  # the page has both
+    parts.add_argument("--write", action="store_true", help="write docs/clients.md")
+    parts.add_argument("--only", choices=("genserve", "mlx_lm"))
     arguments = parser.parse_args()
+    if absent := [name for name in PACKAGES if not is_installed(name)]:
+        parser.error(f"clients that are not installed would count against the servers: {', '.join(absent)}")
     warnings.simplefilter("ignore")
     results: dict[str, list[str | None]] = {}
     with tempfile.TemporaryDirectory() as directory:

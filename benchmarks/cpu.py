@@ -1,6 +1,6 @@
 """The CPU kernels beside llama.cpp and mlx-lm: same weights, same prompts, turn by turn in one run.
 
-    python -m benchmarks.cpu --model SmolLM2-135M-Instruct.Q4_1.gguf --llama-python /path/to/venv/bin/python
+    python -m benchmarks.cpu --llama-python /path/to/venv/bin/python      # SmolLM2, or --model FILE.gguf
     python -m benchmarks.cpu --made-up qwen2-1.5b
 
 llama.cpp is taken from whatever environment `--llama-python` names, this one by default. To make one that is built for
@@ -8,8 +8,9 @@ this machine: `python -m venv v && v/bin/pip install --no-binary llama-cpp-pytho
 Without it, its columns stay empty.
 
 Each figure is the best of some rounds in which the systems take turns, so that what other programs do meanwhile
-disturbs both alike and the least; a decoding round counts as its median step. The machine's limits, bytes read and
-float operations a second, are measured in the same run, and every figure of ours is given as a part of both.
+disturbs both alike and the least; a decoding round counts as its median step. (mlx-lm, which is slow here, has one
+round, of three steps.) The machine's limits, bytes read and float operations a second, are measured in the same run,
+and every figure of ours is given as a part of both.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
+from benchmarks.command_line import at_least, told_in_a_sentence
 from benchmarks.made_up_gguf import write_made_up
 from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
@@ -36,6 +38,8 @@ from engine.kernels.cpu.column import CpuKernels
 from engine.kernels.cpu.packed import PackedTensor
 from engine.weights import Model, Weights
 from loaders.checkpoint import load_model
+from loaders.progress import ignore_progress
+from loaders.sources import locate
 
 BLOCK = 16
 
@@ -110,10 +114,11 @@ class Ours:
         tables = np.arange(num_sequences * width, dtype=np.int32).reshape(num_sequences, width)
         cache = KVCache(self.config, tables.size, BLOCK, self.kernels.cache_dtype)
         drawn = []
-        for line in tables:
+        for sequence, line in enumerate(tables):
             for first in range(0, prompt, 512):
                 positions = np.arange(first, min(prompt, first + 512), dtype=np.int32)
-                last = self.launch(cache, line[None], mx.array(positions * 7 % 1000), positions, True)
+                ids = mx.array((positions * 7 + sequence) % 1000)
+                last = self.launch(cache, line[None], ids, positions, True)
             drawn.append(last)
         current = mx.concatenate(drawn)
         mx.eval(current)
@@ -225,20 +230,25 @@ def flops_of(weights: Weights, is_with_head: bool) -> int:
     return 2 * (sum(r * c for r, c in named.values()) + (head[0] * head[1] if is_with_head else 0))
 
 
+@told_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF file")
-    parser.add_argument("--made-up", choices=["qwen2-1.5b"], help="a random model of this shape instead")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", default="smollm2", help="a GGUF file")
+    models.add_argument("--made-up", choices=["qwen2-1.5b"], help="a random model of this shape instead")
     parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
     parser.add_argument("--mlx-lm", action="store_true", help="measure mlx-lm too: slow")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as this process may use cores")
+    parser.add_argument("--rounds", type=at_least(1), default=5)
+    parser.add_argument("--threads", type=at_least(0), default=0, help="0: as many as this process may use cores")
     parser.add_argument("--works", nargs="+", choices=[work.name for work in WORKS], help="these alone")
     chosen = parser.parse_args()
     mx.set_default_device(mx.cpu)
     _native.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory() as directory:
-        path = chosen.model or write_made_up(Path(directory) / "made-up.gguf", chosen.made_up or "qwen2-1.5b")
+        if chosen.made_up:
+            path = write_made_up(Path(directory) / "made-up.gguf", chosen.made_up)
+        else:
+            path = locate(chosen.model, ignore_progress)
         measure(path, chosen)
 
 
@@ -250,7 +260,7 @@ def measure(path: Path, chosen: argparse.Namespace) -> None:
         llama = Child(chosen.llama_python, path, threads)
     except OSError:
         llama = None
-        print("llama-cpp-python is not there; see --help for how to get it")
+        print("llama.cpp does not run here; see --help for how to get it")
     print(f"{threads} threads, {_native.instruction_set()}, {weights_bytes(ours.weights) / 1e6:.0f} MB of weights")
     print("work               ours tok/s   ms    llama.cpp  ratio   mlx-lm    of bytes/s  of flop/s")
     for work in WORKS:

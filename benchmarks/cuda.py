@@ -4,11 +4,13 @@
     python -m benchmarks.cuda speed actors    some of it; its parts are at the end of this file
 
 Each part is a process of its own, so that one that fails takes nothing along. Each line of speed names the fraction of
-the machine's measured copy bandwidth that reading weights and cache once a step takes, and for prompts of its matrix
-rate.
+the machine's measured copy bandwidth that reading weights, as the checkpoint has them, and cache once a step takes, and
+for prompts of its matrix rate.
 """
 
+import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -90,7 +92,8 @@ def line(name: str, rates: Rates, model: Model, streams: int, machine: Machine) 
     read += weights.embed_tokens.num_bytes if weights.lm_head is None else 0  # type: ignore[attr-defined]
     cache = streams * CONTEXT * 4 * config.num_layers * config.num_kv_heads * config.head_dim
     of_copy = (read + cache) / rates.step_seconds / machine.bytes_per_second
-    parameters = read * 8 / 4.5
+    head = config.vocab_size * config.hidden_size  # which of a prompt only the last token meets
+    parameters = read * 8 / 4.5 - head
     of_matrix = 2 * parameters * rates.prompt / machine.flops
     print(
         f"{name:<34}{streams:>5}{rates.decode:>10,.0f}{rates.step_seconds * 1e3:>9.2f} ms{of_copy:>7.0%}"
@@ -254,21 +257,38 @@ PARTS = {part.__name__: part for part in (kernels, speed, adapters, actors, memo
 MOST_SECONDS = 150  # of a part
 
 
-def main(names: list[str]) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    names = parser.parse_args().parts
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"{', '.join(unknown)}: no part; there are {', '.join(PARTS)}")
+    if not mx.cuda.is_available():
+        parser.error("MLX has no NVIDIA GPU here")
     failed = []
     for name in names or PARTS:
         began = time.perf_counter()
         print(f"\n{name}: {PARTS[name].__doc__}", flush=True)
         command = [sys.executable, "-c", "from benchmarks.cuda import part; import sys; part(sys.argv[1])", name]
-        try:
-            code = subprocess.run(command, timeout=MOST_SECONDS).returncode
-        except subprocess.TimeoutExpired:
-            code = None
+        code = ended(command, MOST_SECONDS)
         if code != 0:
             failed.append(name)
             print("took too long" if code is None else f"failed with {code}", flush=True)
         print(f"({time.perf_counter() - began:.0f} s)", flush=True)
     return 1 if failed else 0
+
+
+def ended(command: list[str], seconds: float) -> int | None:
+    """Its exit code; None if it took too long, and was ended with what it had started."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except BaseException as trouble:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if not isinstance(trouble, subprocess.TimeoutExpired):
+            raise
+        return None
 
 
 def part(name: str) -> None:
@@ -283,4 +303,4 @@ def part(name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,9 +4,10 @@ python -m benchmarks.cuda_actors bare
 python -m benchmarks.cuda_actors actors
 """
 
-import sys
+import argparse
 import tempfile
 import time
+from statistics import median
 
 from actors import tree, watchdog
 from actors.model_choice import ModelChoice
@@ -68,7 +69,10 @@ def below(node: TreeNode | None) -> list[TreeNode]:
     return [] if node is None else [node, *(found for child in node.children for found in below(child))]
 
 
-def main(mode: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=("bare", "actors"))
+    mode = parser.parse_args().mode
     path = "benchmarks.cuda_actors:make_engine"
     choice = ModelChoice("made up", make_engine=path, make_tokenizer="actors.tokenizer_loading:bytes_tokenizer")
     if mode == "bare":
@@ -76,10 +80,10 @@ def main(mode: str) -> None:
         seconds = [run_bare(engine, number) for number in range(4)]
     else:
         seconds = run_actors(choice)
-    best = sorted(seconds[1:])[1]
-    print(f"{mode:<7}{STREAMS * ANSWER / best:>10,.0f} tokens/s, prompts of {PROMPT} included", flush=True)
+    middle = median(seconds[1:])
+    print(f"{mode:<7}{STREAMS * ANSWER / middle:>10,.0f} tokens/s, prompts of {PROMPT} included", flush=True)
     print(f"seconds, one run after the other: {', '.join(f'{one:.2f}' for one in seconds)}", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -23,13 +23,16 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
+from benchmarks.command_line import at_least, told_in_a_sentence
 from benchmarks.http_clients import PROMPT, body_of, head, rate, stream
 from benchmarks.http_held import departures, held, looked, memory_of, wait_until_idle
-from benchmarks.http_servers import Settings, made, with_server
+from benchmarks.http_servers import Settings, child, made, with_server
 from deploy.http.inline_backend import InlineBackend
 from deploy.http.serve import allow_descriptors
 from engine.engine import Engine
 from engine.request import Request, Sampling
+from loaders.progress import ignore_progress
+from loaders.sources import locate
 
 CROWD_TOKENS = 1500
 GREEDY = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
@@ -37,16 +40,13 @@ GREEDY = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
 
 def throughput(settings: Settings, port: int, rounds: int = 3) -> None:
     """The same requests in one batch, by the bare engine in a process of its own and over HTTP, in turns."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=run_bare, args=(settings, theirs), daemon=True)
-    process.start()
-    assert ours.recv() == "ready"
     alone, served = [], []
-    for _ in range(rounds):
-        ours.send("run")
-        alone.append(ours.recv())
-        served.append(rate(port, settings.streams, settings.tokens))
-    process.kill()
+    with child(run_bare, settings) as (_, orders):
+        assert orders.recv() == "ready"
+        for _ in range(rounds):
+            orders.send("run")
+            alone.append(orders.recv())
+            served.append(rate(port, settings.streams, settings.tokens))
     told("tokens a second, bare engine", median(alone))
     told(f"tokens a second, {settings.streams} streams", median(served))
     told("of the bare engine", median(there / here for there, here in zip(served, alone, strict=True)))
@@ -84,7 +84,9 @@ def first_token(settings: Settings, port: int) -> float:
         added = []
         for number in range(40):
             inside = await first_inside(backend, Request(f"{number}", prompt, GREEDY))
-            added.append((await stream(port, body_of(GREEDY.max_tokens)))[0] - inside)
+            outside, count, _ = await stream(port, body_of(GREEDY.max_tokens))
+            assert count == GREEDY.max_tokens, "it was answered"
+            added.append(outside - inside)
         await backend.close()
         return 1000 * median(added[5:])
 
@@ -123,17 +125,13 @@ def slow_readers(settings: Settings, port: int, processes: dict[str, int], round
 @contextmanager
 def crowd(port: int, count: int, *, is_reading: bool) -> Iterator[None]:
     """So many streams that go on for as long as this is entered, in a process of their own."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=run_crowd, args=(port, count, is_reading, theirs), daemon=True)
-    process.start()
-    assert ours.recv() == "asked"
-    begun = set[str]()  # the first may have ended when the last are let in
-    while len(begun) < count:
-        begun |= {row["id"] for row in looked(port)["running"] if row["generated_tokens"]}
-        time.sleep(0.2)
-    yield
-    process.kill()
-    process.join()
+    with child(run_crowd, port, count, is_reading) as (_, orders):
+        assert orders.recv() == "asked"
+        begun = set[str]()  # the first may have ended when the last are let in
+        while len(begun) < count:
+            begun |= {row["id"] for row in looked(port)["running"] if row["generated_tokens"]}
+            time.sleep(0.2)
+        yield
 
 
 def run_crowd(port: int, count: int, is_reading: bool, orders: Connection) -> None:
@@ -156,13 +154,14 @@ def run_crowd(port: int, count: int, is_reading: bool, orders: Connection) -> No
     orders.recv()  # until it is ended
 
 
+@told_in_a_sentence()
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help='a model, or "tiny"')
-    parser.add_argument("--streams", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--slow", type=int, default=1000)
-    parser.add_argument("--departures", type=int, default=2000)
+    parser.add_argument("--streams", type=at_least(1), default=200)
+    parser.add_argument("--tokens", type=at_least(1), default=64)
+    parser.add_argument("--slow", type=at_least(1), default=1000)
+    parser.add_argument("--departures", type=at_least(1), default=2000)
     parser.add_argument("--inline", action="store_true")
     parser.add_argument("--only", choices=("ceiling", "throughput", "first", "slow", "departures"))
     arguments = parser.parse_args()
@@ -175,7 +174,8 @@ def main() -> None:
         )
     if arguments.only == "ceiling":
         return
-
+    if arguments.model != "tiny":
+        locate(arguments.model, ignore_progress)
     kind = "engine" if arguments.inline else "system"
 
     def measure(port: int, processes: dict[str, int]) -> None:

@@ -2,27 +2,29 @@
 
 import asyncio
 import json
+import re
 import time
 from typing import Any
 
 PROMPT = "The sea is"
 PATH = "/v1/completions"
+TAIL = 1024  # bytes of a stream, which its usage and its end are within
 
 
 async def stream(port: int, body: bytes) -> tuple[float, int, float]:
-    """One stream: seconds to its first token, its tokens, and seconds in all."""
+    """One stream: seconds to its first token, how many the server says it made, and seconds in all."""
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     writer.write(head(body) + body)
-    first, count, tail = 0.0, 0, b""
+    first, tail = 0.0, b""
     while chunk := await reader.read(65536):
         first = first or (time.perf_counter() - began if b'"text":"' in chunk else 0.0)
-        count += (tail + chunk).count(b"\ndata: {") - tail.count(b"\ndata: {")
-        tail = chunk[-16:]
-        if b"[DONE]" in tail + chunk[-32:]:
+        tail = (tail + chunk)[-TAIL:]
+        if b"[DONE]" in tail:
             break
     writer.close()
-    return first, count, time.perf_counter() - began
+    usage = re.search(rb'"completion_tokens":(\d+)', tail)
+    return first, int(usage[1]) if usage else 0, time.perf_counter() - began
 
 
 def head(body: bytes) -> bytes:
@@ -33,9 +35,8 @@ def head(body: bytes) -> bytes:
 
 
 def body_of(tokens: int, **more: Any) -> bytes:
-    return json.dumps(
-        {"prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True, **more}
-    ).encode()
+    words = {"prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **more}
+    return json.dumps({**words, "stream": True, "stream_options": {"include_usage": True}}).encode()
 
 
 def rate(port: int, streams: int, tokens: int) -> float:
@@ -44,7 +45,9 @@ def rate(port: int, streams: int, tokens: int) -> float:
     async def run() -> float:
         began = time.perf_counter()
         results = await asyncio.gather(*(stream(port, body_of(tokens)) for _ in range(streams)))
-        assert sum(count for _, count, _ in results) >= streams, "every stream brought something"
-        return streams * tokens / (time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        short = sum(count != tokens for _, count, _ in results)
+        assert not short, f"{short} of {streams} streams did not bring {tokens} tokens"
+        return streams * tokens / seconds
 
     return asyncio.run(run())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.command_line import at_least
 from benchmarks.http_servers import Settings, with_server
 from tests.http_world import ScriptedBackend, served, tiny_backend
 
@@ -35,14 +36,13 @@ LEFT_OUT = "/v1/system/(suspend|kill_engine)"
 def fuzz(url: str, examples: int, phases: str = "coverage,fuzzing", seed: int = 1) -> tuple[int, str]:
     """How many cases there were, and what was wrong with them."""
     command = [
-        *("schemathesis", "run", f"{url}/openapi.json"),
+        *(tool(), "run", f"{url}/openapi.json"),
         *("--checks", ",".join(CHECKS)),
         *("--phases", phases),
         *("--max-examples", str(examples)),
         *("--exclude-path-regex", LEFT_OUT),
         *("--request-timeout", "30", "--seed", str(seed), "--continue-on-failure", "--no-color"),
     ]
-    command[0] = shutil.which(command[0], path=str(Path(sys.executable).parent)) or command[0]
     with tempfile.TemporaryDirectory() as directory:
         done = subprocess.run(command, capture_output=True, text=True, cwd=directory)
     generated = re.search(r"([0-9,]+) generated", done.stdout)
@@ -50,12 +50,19 @@ def fuzz(url: str, examples: int, phases: str = "coverage,fuzzing", seed: int = 
     return count, "" if done.returncode == 0 else done.stdout[-6000:] + done.stderr[-2000:]
 
 
+def tool() -> str | None:
+    """The command that makes them up, of this environment or of another."""
+    return shutil.which("schemathesis", path=str(Path(sys.executable).parent)) or shutil.which("schemathesis")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=20_000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=at_least(1), default=20_000)
     parser.add_argument("--backend", choices=("scripted", "tiny", "system"), default="scripted")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=at_least(0), default=1)
     arguments = parser.parse_args()
+    if tool() is None:
+        parser.error("schemathesis is not installed: install genserve[dev]")
     if arguments.backend == "system":
         settings = Settings("tiny", 64, 0)
         url = "http://127.0.0.1:{}"

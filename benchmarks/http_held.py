@@ -71,7 +71,7 @@ def looked(port: int) -> Any:
 
 def wait_until_idle(port: int, looks: int = 10) -> None:
     """Nothing runs at so many looks in turn: what was sent last may not have been read at the first."""
-    idle = 0
-    while idle < looks:
+    idle, until = 0, time.monotonic() + SETTLING_SECONDS
+    while idle < looks and time.monotonic() < until:
         idle = 0 if looked(port)["running"] else idle + 1
         time.sleep(0.2)

@@ -5,10 +5,11 @@ import multiprocessing
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -140,22 +141,27 @@ class Endless:
 
 def with_server(settings: Settings, kind: str, work: Callable[[int, dict[str, int]], Any]) -> Any:
     """What the work returns; it is given the server's port, and the ids of the processes that answer."""
-    ours, theirs = multiprocessing.Pipe()
     is_system = kind == "system"
-    process = multiprocessing.Process(
-        target=serve_system if is_system else serve, args=(settings, kind, theirs), daemon=not is_system
-    )
+    with child(serve_system if is_system else serve, settings, kind, ends_itself=is_system) as (process, orders):
+        port = int(orders.recv().rpartition(":")[2])
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
+            wait_until_ready(client, process)
+        return work(port, processes_of(orders) if is_system else {"server": process.pid or 0})
+
+
+@contextmanager
+def child(run: Callable[..., None], *given: Any, ends_itself: bool = False) -> Iterator[tuple[BaseProcess, Connection]]:
+    """A process, and our end of its orders: the other is its alone, so who waits for its words hears of its death."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=run, args=(*given, theirs), daemon=not ends_itself)
     process.start()
-    port = int(ours.recv().rpartition(":")[2])
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-        wait_until_ready(client)
+    theirs.close()
     try:
-        return work(port, processes_of(ours) if is_system else {"server": process.pid or 0})
+        yield process, ours
     finally:
-        if is_system:
-            ours.send("stop")
-        else:
+        if not ends_itself:
             process.kill()
+        ours.close()
         process.join()
 
 
@@ -165,9 +171,10 @@ def processes_of(orders: Connection) -> dict[str, int]:
     return processes
 
 
-def wait_until_ready(client: httpx.Client) -> None:
-    while True:
+def wait_until_ready(client: httpx.Client, process: BaseProcess) -> None:
+    while process.is_alive():
         with suppress(httpx.TransportError):
             if client.get("/ready").status_code == 200:
                 return
         time.sleep(0.05)
+    raise EOFError("the server ended before it could serve")

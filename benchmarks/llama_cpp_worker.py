@@ -9,7 +9,10 @@ import sys
 import time
 from typing import Any
 
-import llama_cpp
+try:
+    import llama_cpp
+except ImportError as trouble:
+    raise SystemExit(f"{sys.executable}: {trouble}") from None
 import numpy as np
 
 

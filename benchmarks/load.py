@@ -7,6 +7,7 @@ Memory is the high-water mark of the process beyond what it was with MLX and the
 the file that were mapped while they were copied.
 """
 
+import argparse
 import json
 import platform
 import resource
@@ -19,6 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from benchmarks.command_line import told_in_a_sentence
 from loaders.atomic_file import atomic_file
 from loaders.checkpoint import load_model
 from loaders.progress import ignore_progress
@@ -43,6 +45,8 @@ def measure(source: str) -> None:
     """Load one model and print seconds and bytes: what runs in the fresh process."""
     path = locate(source, ignore_progress)
     files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    for file in files:
+        read_through(file)
     mx.eval(mx.zeros(1))
     before = peak_bytes()
     started = time.perf_counter()
@@ -50,6 +54,13 @@ def measure(source: str) -> None:
     seconds = time.perf_counter() - started
     num_bytes = sum(file.stat().st_size for file in files)
     print(json.dumps([seconds, num_bytes, peak_bytes() - before, model.config.num_layers]))
+
+
+def read_through(path: Path) -> None:
+    """Have it in the system's cache."""
+    with path.open("rb", buffering=0) as file:
+        while file.read(MIB):
+            pass
 
 
 def write_made_up(directory: Path, num_layers: int = NUM_LAYERS) -> Path:
@@ -91,14 +102,28 @@ def write_made_up(directory: Path, num_layers: int = NUM_LAYERS) -> Path:
 
 def row(label: str, source: str) -> None:
     command = [sys.executable, "-m", "benchmarks.load", "--measure", source]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    seconds, num_bytes, peak, num_layers = json.loads(output)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
+    seconds, num_bytes, peak, num_layers = json.loads(done.stdout)
     print(
         f"{label:<24}{num_layers:>7}{num_bytes / MIB:>10.0f}{seconds:>10.2f}{peak / MIB:>10.0f}{peak / num_bytes:>8.2f}"
     )
 
 
-def main(sources: list[str]) -> None:
+@told_in_a_sentence()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("places", nargs="*", metavar="PLACE")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure is None:
+        compare(given.places)
+    else:
+        measure(given.measure)
+
+
+def compare(sources: list[str]) -> None:
     print(f"{'model':<24}{'layers':>7}{'MiB':>10}{'seconds':>10}{'peak MiB':>10}{'x file':>8}")
     for source in sources:
         row(Path(source).name, source)
@@ -109,7 +134,4 @@ def main(sources: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(sys.argv[2])
-    else:
-        main(sys.argv[1:])
+    main()

@@ -21,6 +21,7 @@ from actors import process, system
 from actors.client import Client, Stream
 from actors.refusals import DeadlinePassed, Overloaded
 from actors.system_config import SystemConfig
+from benchmarks.command_line import at_least, told_in_a_sentence
 from benchmarks.streams import choice_of, spread
 
 PROMPT_TOKENS = 24
@@ -75,6 +76,10 @@ class Offer:
                 self.tally.failed.append(repr(failure))
             return
         with self.tally.lock:
+            behind = time.monotonic() - until
+            if behind > 0:
+                self.tally.late.append(behind)
+                return
             self.tally.whole += 1
             self.tally.tokens += count
 
@@ -130,14 +135,15 @@ def overload(offer: Offer, rate: float, seconds: float) -> tuple[float, int]:
     return (tokens - settled[1]) / (ended - settled[0]), sent
 
 
+@told_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--times", type=float, default=20.0, help="what is asked, in peaks")
-    parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--deadline", type=float, default=6.0)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--times", type=at_least(0.1), default=20.0, help="what is asked, in peaks")
+    parser.add_argument("--streams", type=at_least(1), default=64)
+    parser.add_argument("--tokens", type=at_least(1), default=32)
+    parser.add_argument("--deadline", type=at_least(0.1), default=6.0)
+    parser.add_argument("--seconds", type=at_least(1.0), default=20.0)
     args = parser.parse_args()
     process.connect()
     with tempfile.TemporaryDirectory() as directory:
@@ -154,6 +160,7 @@ def measure(client: Client, args: argparse.Namespace) -> dict[str, Any]:
     rate = args.times * best / args.tokens
     goodput, sent = overload(offer, rate, args.seconds)
     tally = offer.tally
+    settled = tally.whole + len(tally.late) + len(tally.failed) + len(tally.refusals)
     return {
         "peak, tokens/s": round(best, 1),
         "requests a second that were sent": round(rate, 1),
@@ -162,6 +169,7 @@ def measure(client: Client, args: argparse.Namespace) -> dict[str, Any]:
         "accepted and whole in time": tally.whole,
         "accepted and late": len(tally.late),
         "accepted and failed": tally.failed[:5],
+        "neither refused nor ended": sent - settled,
         "refused": f"{len(tally.refusals)} of {sent}",
         "until the refusal, s": spread(tally.refusals),
         "told to come back after, s": spread(tally.retries),

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.refusal import BadRequest
+from engine.refusal import BadRequest, shown
+
+MOST = 1_000_000  # tokens of a prompt or an answer: more than any context
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,9 @@ class Range:
         try:
             parsed = cls(int(low), int(high or low))
         except ValueError:
-            raise BadRequest(f"{name} is a number or a range like 16:256; got {text!r}", name) from None
-        if not 1 <= parsed.low <= parsed.high:
-            raise BadRequest(f"{name} must rise from at least 1; got {text!r}", name)
+            raise BadRequest(f"{name} is a number or a range like 16:256; got {shown(text)}", name) from None
+        if not 1 <= parsed.low <= parsed.high <= MOST:
+            raise BadRequest(f"{name} must rise from at least 1 to at most {MOST}; got {shown(text)}", name)
         return parsed
 
 
