@@ -150,6 +150,15 @@ def test_bench_measures_a_load(capsys: pytest.CaptureFixture[str], place: Path) 
     assert report["ratio"] > 0
 
 
+def test_bench_of_answers_of_one_token_has_no_time_between_tokens(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    arguments = ["--requests", 2, "--output-tokens", 1, "--adapters", 0, "--reference", 2, "--sequences", 1]
+    code, out, _ = run(capsys, "bench", "--model", place, *arguments)
+    between = next(line for line in out.splitlines() if "between" in line)
+    assert (code, between.count("-")) == (0, 3)
+
+
 def broken_shard(place: Path) -> None:
     file = next(place.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])

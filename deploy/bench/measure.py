@@ -80,12 +80,14 @@ def measure_engine(engine: Engine, arrivals: Sequence[Arrival], temperature: flo
     return timings
 
 
-def measure_reference(model: Any, arrivals: Sequence[Arrival], temperature: float, on_tokens: OnTokens) -> Timings:
+def measure_reference(
+    model: Any, arrivals: Sequence[Arrival], temperature: float, num_sequences: int, on_tokens: OnTokens
+) -> Timings:
     """The same load, all base model, on mlx-lm's BatchGenerator."""
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.sample_utils import make_sampler
 
-    generator = BatchGenerator(model, sampler=make_sampler(temp=temperature), completion_batch_size=64)
+    generator = BatchGenerator(model, sampler=make_sampler(temp=temperature), completion_batch_size=num_sequences)
     generator.insert([list(arrivals[0].prompt[:1])], [2])
     untimed = 2  # tokens, for kernels that MLX has to compile
     while untimed:

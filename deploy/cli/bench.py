@@ -93,7 +93,8 @@ def compare(model: Model, arrivals: list[Arrival], arguments: argparse.Namespace
     plain = [Arrival(a.at_seconds, a.prompt, a.num_output, None, a.seed) for a in arrivals]
     mine = ours(model, plain, (), arguments).summary()
     with Bar("mlx-lm", plain) as bar:
-        theirs = measure_reference(reference, plain, arguments.temperature, bar.advance).summary()
+        timings = measure_reference(reference, plain, arguments.temperature, arguments.sequences, bar.advance)
+        theirs = timings.summary()
     ratio = mine["output_tokens_per_second"] / theirs["output_tokens_per_second"]
     return {"genserve, same load": mine, "mlx-lm": theirs, "ratio": ratio}
 
@@ -140,6 +141,8 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "output tokens/s": lambda run: f"{run['output_tokens_per_second']:.1f}",
     "all tokens/s": lambda run: f"{run['tokens_per_second']:.1f}",
     "first token, ms (p50, p95)": lambda run: "{p50:.0f}, {p95:.0f}".format(**run["first_token_ms"]),
-    "between tokens, ms (p50, p95)": lambda run: "{p50:.1f}, {p95:.1f}".format(**run["between_tokens_ms"]),
+    "between tokens, ms (p50, p95)": lambda run: (
+        "{p50:.1f}, {p95:.1f}".format(**run["between_tokens_ms"]) if run["between_tokens_ms"] else "-"
+    ),
     "rows a step, mean": lambda run: f"{run['mean_batch']:.1f}",
 }
