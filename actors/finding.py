@@ -8,14 +8,15 @@ rejected: one that takes another token keeps the asker for half a minute.)
 
 import os
 import socket
-from contextlib import suppress
-from ipaddress import ip_address
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from actors import process
 from actors.refusals import Unavailable
 from actors.relay import relay
+from actors.vigil import Vigil, is_near
 
 ANSWER_SECONDS = 2.0
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and our settings: none
@@ -26,10 +27,8 @@ ray: Any = vars(process)["ray"]  # `actors/process.py` is the one file that impo
 
 def join(address: str, *, must_be_closed: bool = False) -> None:
     """Connect to the Ray at an address, or at "auto" to the one that is ours; Unavailable says why not."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or "auto"
+    found = place_of(address)
     is_signed = use_token()  # Ray itself looks for one only where it finds the address by itself
-    found = address if "://" in address else find_ray(address)
     if must_be_closed and not is_signed:
         check_loopback(found)
     try:
@@ -40,6 +39,20 @@ def join(address: str, *, must_be_closed: bool = False) -> None:
         if "Version mismatch" not in str(trouble):
             raise
         raise Unavailable(f"another version runs at {found}: {versions_in(str(trouble))}") from None
+
+
+@contextmanager
+def watched(address: str, act: Callable[[], None]) -> Iterator[str]:
+    """Where to join the Ray at an address. `act` is called if it dies within the block, also while it is joined."""
+    found = place_of(address)
+    with Vigil(found, act):
+        yield found
+
+
+def place_of(address: str) -> str:
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    return address if "://" in address else find_ray(address)
 
 
 def versions_in(message: str) -> str:
@@ -84,7 +97,7 @@ def be_found() -> None:
         notes().mkdir(parents=True, exist_ok=True)
         (notes() / address).touch()
     outside = ray._private.services.node_ip_address_from_perspective()
-    if is_loopback(host_of(address)) and not is_loopback(outside):
+    if is_near(address) and not is_near(f"{outside}:0"):
         relay(outside, int(address.rpartition(":")[2]))
 
 
@@ -123,18 +136,8 @@ def use_token() -> bool:
 
 def check_loopback(address: str) -> None:
     """Refuse to start anything on a Ray that strangers reach and that asks nobody for a token."""
-    if not is_loopback(host_of(address)):
+    if not is_near(address):
         raise Unavailable(
             f"the Ray at {address} is not on loopback and there is no token for it, so whoever reaches it could run "
             "code there: `ray get-auth-token --generate`, and start it with RAY_AUTH_MODE=token"
         )
-
-
-def host_of(address: str) -> str:
-    return address.rpartition(":")[0].rpartition("://")[2].strip("[]")
-
-
-def is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,14 @@ def connect(address: str | None = None, *, include_dashboard: bool = False, **op
     enter(_outside)
 
 
-def vigil(act: Callable[[], None]) -> Vigil:
-    """Within its block `act` is called if a Ray that `connect` has started dies. On somebody else's it never is."""
-    return Vigil(worker._global_node, act)
+def vigil(act: Callable[[], None]) -> AbstractContextManager[None]:
+    """Within its block `act` is called if the Ray that we are on dies."""
+    session: Any = worker._global_node
+    if session is None:  # a client of Ray's own client server knows no more than that
+        return nullcontext()
+    return Vigil(
+        session.gcs_address, act, next((info.process for info in session.all_processes.get("raylet", ())), None)
+    )
 
 
 def disconnect() -> None:

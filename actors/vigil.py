@@ -1,39 +1,48 @@
-"""Vigil: tells as soon as the Ray that this program has started has died.
+"""Vigil: tells as soon as the Ray that this program is on has died.
 
-A call that comes too late waits a minute for Ray's control store, within Ray's library, which then ends the program.
-Who signals all processes of a service at once, as service managers do, brings that about each time.
+A call that comes too late waits a minute for Ray's control store, within Ray's library, which then ends the program
+with a word of its own. Who signals all processes of a service at once, as service managers do, brings that about each
+time; and who only uses a system is in the middle of a call whenever that one is ended.
 """
 
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from ipaddress import ip_address
 
 LOOK_SECONDS = 0.25
 LAST_LOOK_SECONDS = 0.5
+NEAR_SECONDS, FAR_SECONDS = 3.0, 30.0  # for which nobody listens where a Ray is that somebody else has started
 
 
 class Vigil:
-    """Over Ray's node, while its block lasts: `act` is called, on another thread or at the block's end, if it dies."""
+    """Over the Ray at an address, while its block lasts: `act` is called, on another thread or at its end, if Ray dies.
 
-    def __init__(self, node: Any, act: Callable[[], None]) -> None:
-        self._raylet = next((info.process for info in node.all_processes.get("raylet", ())), None)  # if started here
-        self._address = node.gcs_address
+    Of one that was started here `raylet` is a part, and the first sign of death is believed. To another one its keeper
+    may give a new control store.
+    """
+
+    def __init__(self, address: str, act: Callable[[], None], raylet: "subprocess.Popen[bytes] | None" = None) -> None:
+        self._address = address
         self._act = act
+        self._raylet = raylet
+        self._patience = 0.0 if raylet is not None else NEAR_SECONDS if is_near(address) else FAR_SECONDS
+        self._deserted_at: float | None = None
         self._is_over = threading.Event()
 
     def __enter__(self) -> None:
-        if self._raylet is not None:
-            threading.Thread(target=self._look, name="vigil", daemon=True).start()
+        threading.Thread(target=self._look, name="vigil", daemon=True).start()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """What ends the block early may be how Ray's death is felt first, and to tell of it is a call on Ray too."""
         self._is_over.set()
-        is_felt = kind is not None and self._raylet is not None
-        until = time.monotonic() + (LAST_LOOK_SECONDS if is_felt else 0.0)
+        if kind is None and self._raylet is None:
+            return  # all was done
+        until = time.monotonic() + (0.0 if kind is None else LAST_LOOK_SECONDS)
         while not self._has_died():
-            if time.monotonic() >= until:
+            if time.monotonic() >= until and self._deserted_at is None:
                 return
             time.sleep(LOOK_SECONDS)
         self._act()
@@ -45,14 +54,33 @@ class Vigil:
                 return
 
     def _has_died(self) -> bool:
-        return self._raylet is not None and (self._raylet.poll() is not None or is_deserted(self._address))
+        if self._raylet is not None and self._raylet.poll() is not None:
+            return True
+        if not is_deserted(self._address):
+            self._deserted_at = None
+            return False
+        if self._deserted_at is None:
+            self._deserted_at = time.monotonic()
+        return time.monotonic() - self._deserted_at >= self._patience
 
 
 def is_deserted(address: str) -> bool:
     """Whether nobody listens there. A control store that is told to end refuses at once, and takes seconds to do so."""
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), 1.0).close()
+        socket.create_connection((host_of(address), int(address.rpartition(":")[2])), 1.0).close()
     except OSError as trouble:  # any other says nothing about who listens
         return isinstance(trouble, ConnectionRefusedError)
     return False
+
+
+def is_near(address: str) -> bool:
+    """Whether only this machine can reach it."""
+    host = host_of(address)
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def host_of(address: str) -> str:
+    return address.rpartition(":")[0].rpartition("://")[2].strip("[]")

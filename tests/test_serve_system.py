@@ -211,12 +211,27 @@ def test_an_interrupt_gives_the_answers_that_were_promised_and_then_nothing_runs
     assert "nothing runs" in nothing.stderr
 
 
-def test_signalled_together_with_its_ray_it_does_not_wait_for_that(serve: Serve, tmp_path: Path) -> None:
-    with Serve(tmp_path, serve.model).process as process:
+def test_signalled_together_with_its_ray_it_does_not_wait_for_that_and_nor_does_who_uses_it(
+    serve: Serve, tmp_path: Path
+) -> None:
+    lines = [{"prompt": f"{number}", "max_tokens": 400, "ignore_eos": True} for number in range(2000)]
+    files = (str(write_lines(tmp_path / "in.jsonl", lines)), str(tmp_path / "out.jsonl"))
+    command = [sys.executable, "-m", "deploy.cli.main", "batch", *files, "--connect"]
+    ours = Serve(tmp_path, serve.model)
+    with (
+        ours.process as process,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ours.environment) as user,
+    ):
         assert process.stderr is not None and process.stderr.readline().startswith("Ctrl-C ends it")
+        while not Path(files[1]).exists() or not Path(files[1]).read_bytes():
+            assert user.poll() is None
+            time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(20) == 0
         assert "its Ray has died; what was accepted is in the journal" in process.stderr.read()
+        assert user.wait(20) == 2
+        assert user.stderr is not None
+        assert "the Ray that this batch is on has died; the same command goes on" in user.stderr.read()
 
 
 def test_a_model_and_an_adapter_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:

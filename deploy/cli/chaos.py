@@ -16,10 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if running_client(arguments.address) is None:
-        return 1
-    check_number(arguments.part, arguments.number)
-    print(f"killed {chaos.kill(arguments.part, arguments.number)}")
+    with running_client(arguments.address) as client:
+        if client is None:
+            return 1
+        check_number(arguments.part, arguments.number)
+        print(f"killed {chaos.kill(arguments.part, arguments.number)}")
     return 0
 
 

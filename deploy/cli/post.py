@@ -55,9 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     count, prompt = wanted(arguments.what, arguments.n)
     check_integer("max-chars", arguments.max_chars, 1, 1_000_000)
-    serving, adapter = connected(arguments) if arguments.connect else prepare(arguments, prompt, count)
     is_live = output.is_terminal and not arguments.json
-    with shown_posts(is_live) as show:
+    with prepared(arguments, prompt, count) as (serving, adapter), shown_posts(is_live) as show:
         posts = write_posts(serving, prompt, count, words_of(arguments, adapter), arguments.max_chars, show)
     if arguments.json:
         for post in posts:
@@ -86,8 +85,24 @@ def number_of(digits: str) -> int:
     return int(digits)
 
 
-def prepare(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Writer, str | None]:
+@contextmanager
+def prepared(arguments: argparse.Namespace, prompt: str, count: int) -> Iterator[tuple[Writer, str | None]]:
     """The serving that the arguments ask for, and the name of its adapter."""
+    if not arguments.connect:
+        yield loaded(arguments, prompt, count)
+        return
+    if arguments.model is not None:
+        raise BadRequest("with --connect the model is that of the system that runs; leave out --model", "connect")
+    from deploy.cli.running import (
+        RunningGeneration,
+        connected,
+    )  # Ray takes a second to import, and most posts need none
+
+    with connected(arguments.address) as client:
+        yield RunningGeneration(client), arguments.adapter
+
+
+def loaded(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Writer, str | None]:
     with shown_progress() as on_progress:
         place = locate(MODEL if arguments.model is None else arguments.model, on_progress)
         model, tokenizer = load_model(place, on_progress=on_progress), load_tokenizer(place)
@@ -98,16 +113,6 @@ def prepare(arguments: argparse.Namespace, prompt: str, count: int) -> tuple[Wri
         num_tokens = len(prompt_tokens(tokenizer, prompt, system=arguments.system)) + max(1, arguments.max_tokens)
         options = EngineOptions(max_sequences=count, max_context=num_tokens)  # no more memory than this is touched
         return Generation(model, tokenizer, adapters, options), next(iter(adapters), None)
-
-
-def connected(arguments: argparse.Namespace) -> tuple[Writer, str | None]:
-    """The system that runs; an adapter goes by the name that it has there."""
-    if arguments.model is not None:
-        raise BadRequest("with --connect the model is that of the system that runs; leave out --model", "connect")
-    from actors.system import connect  # Ray takes a second to import, and most posts need none
-    from deploy.cli.running import RunningGeneration
-
-    return RunningGeneration(connect(arguments.address)), arguments.adapter
 
 
 def adapter_and_scale(text: str) -> tuple[str, float | None]:

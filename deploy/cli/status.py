@@ -14,8 +14,9 @@ from actors.chaos import PLACES, process_id_of
 from actors.exits import CallFailed
 from actors.pid import Pid
 from actors.refusals import Unavailable
-from actors.system import connect, status
+from actors.system import status
 from deploy.cli.consoles import output
+from deploy.cli.running import connected
 
 ANSWER_SECONDS = 1.0
 
@@ -26,19 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    seen, reason = None, "no system is running here"
     try:
-        connect(arguments.address)
-        root = status()
-        reason = "no system is running here"
+        with connected(arguments.address):
+            root = status()
+            seen = None if root is None else looked_at(root.to_dict())
     except Unavailable as refusal:
-        root, reason = None, refusal.message
+        reason = refusal.message
     if arguments.json:
-        print(json.dumps(None if root is None else looked_at(root.to_dict())))
-    elif root is None:
+        print(json.dumps(seen))
+    elif seen is None:
         print(f"genserve: nothing runs: {reason}", file=sys.stderr)
     else:
-        output.print(drawn(looked_at(root.to_dict())))
-    return 0 if root is not None else 1
+        output.print(drawn(seen))
+    return 0 if seen is not None else 1
 
 
 def looked_at(node: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    client = running_client(arguments.address)
-    if client is None:
-        return 1
-    if not arguments.now:
-        client.drain()
-    stop()
+    with running_client(arguments.address) as client:
+        if client is None:
+            return 1
+        if not arguments.now:
+            client.drain()
+        stop()
     return 0

@@ -51,7 +51,7 @@ def on_running_system(order: Order, source: InputFile, onlooker: Onlooker) -> in
     from deploy.jobs.system_serving import running_system  # with Ray, as below
 
     with (
-        running_system(order.address or "auto") as serving,
+        running_system(order.address or "auto", partial(ray_died, onlooker)) as serving,
         closing(Book(order.places, source, settings_of(order, serving.choice))) as book,
     ):
         tell_beginning(book, onlooker)
@@ -84,11 +84,12 @@ def own_serving(order: Order, choice: ModelChoice, batch: str, onlooker: Onlooke
         return inline(choice)
     from deploy.jobs.system_serving import own_system
 
-    def ray_died() -> None:
-        onlooker.say("the Ray that this batch has started has died; the same command goes on")
-        os._exit(NOT_DONE)  # whoever waits for that Ray would hold this program back
+    return own_system(choice, batch, order.limits, cluster_of(order), partial(ray_died, onlooker))
 
-    return own_system(choice, batch, order.limits, cluster_of(order), ray_died)
+
+def ray_died(onlooker: Onlooker) -> None:
+    onlooker.say("the Ray that this batch is on has died; the same command goes on")
+    os._exit(NOT_DONE)  # whoever waits for that Ray would hold this program back
 
 
 def cluster_of(order: Order) -> str | None:

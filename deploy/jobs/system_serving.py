@@ -39,17 +39,18 @@ def own_system(
 
 
 @contextmanager
-def running_system(address: str) -> Iterator[Serving]:
+def running_system(address: str, ray_died: Callable[[], None]) -> Iterator[Serving]:
     """A client of the system that runs at `address`. It stays when the block ends."""
-    join(address)
-    try:
-        client = find_client()
+    with finding.watched(address, ray_died) as found:
+        join(found)
         try:
-            yield serving_of(client, running_config().choice)
+            client = find_client()
+            try:
+                yield serving_of(client, running_config().choice)
+            finally:
+                client.close()
         finally:
-            client.close()
-    finally:
-        process.disconnect()
+            process.disconnect()
 
 
 def join(address: str | None) -> None:
