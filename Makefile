@@ -10,17 +10,17 @@ BACKEND := $(if $(filter Linux,$(shell uname -s)),$(if $(wildcard /proc/driver/n
 post: $(VENV)/installed
 	@$(BIN)/genserve post 3
 
-# Two workers: what starts processes on Ray waits a lot, and the rest of the files go beside it (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
+# A worker more than there are cores at least: what starts processes on Ray waits a lot (tests/conftest.py).
 test: $(VENV)/installed-dev
-	$(PYTEST)
+	$(PYTEST) --numprocesses 3
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not ray and not model"
+	$(PYTEST) --numprocesses 2 -m "not ray and not model"
 
 bench: $(VENV)/installed-dev
 	$(BIN)/genserve bench

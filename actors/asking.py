@@ -31,7 +31,7 @@ class Ask:
     adapter: str | None = None
     tenant: str = ""
     priority: int = 0
-    raw: bool = False  # the text as it stands, without the chat template
+    raw: bool | None = False  # the text as it stands, without the chat template
     deadline_seconds: float | None = None
     lease_seconds: float | None = 15.0  # how long it goes on while its client is silent; None: to its end
     words: Mapping[str, Any] = field(default_factory=dict)
@@ -88,11 +88,12 @@ def _checked(
 def tokens_of(ask: Ask, tokenizer: "Tokenizer") -> tuple[int, ...]:
     if (ask.prompt is None) == (ask.messages is None):
         raise BadRequest("give either a prompt or messages", "prompt")
-    if ask.messages is None:
-        return prompt_tokens(tokenizer, ask.prompt or "", raw=ask.raw)
+    raw = False if ask.raw is None else ask.raw
+    if ask.prompt is not None:
+        return prompt_tokens(tokenizer, ask.prompt, raw=raw)
     if not ask.messages or not all(isinstance(message, Mapping) for message in ask.messages):
         raise BadRequest("messages must be a list of messages, each with a role and a content", "messages")
-    return prompt_tokens(tokenizer, ask.messages)
+    return prompt_tokens(tokenizer, ask.messages, raw=raw)
 
 
 def body_of(request: Request) -> bytes:

@@ -7,10 +7,14 @@ for piece in client.stream("Tell me a story.", temperature=0.8):
 """
 
 import asyncio
+import os
+import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from actors import request_server
@@ -19,18 +23,21 @@ from actors.exits import CallFailed
 from actors.inbox import Inbox
 from actors.line import Line
 from actors.node import living
-from actors.refusals import Overloaded, Unavailable
+from actors.refusals import Overloaded, Unavailable, UnknownRequest
 from actors.request_server import Submit
 from actors.request_stats import RequestServerStats
 from actors.supervisor import count_children
 from actors.system_config import ROOT, partition_names
 from engine.completion import Completion, Piece, Usage
 from engine.event import TokenLogprob
-from engine.refusal import BadRequest
+from engine.limits import MAX_CHOICES, check_integer, check_name
+from engine.refusal import BadRequest, Unsupported
+from loaders.prompt import listed
 
 PATIENCE_SECONDS = 60.0  # that a partition may be away before its clients are told so
 ABSENCE_SECONDS = 5.0  # that the partitions' supervisor may be away, where other parts of the system live
 ANSWER_SECONDS = 2.0
+PARTING_SECONDS = 2.0  # that who gives up is held back to say so; a lease says it too
 
 
 class Stream:
@@ -43,20 +50,31 @@ class Stream:
         self._inbox = inbox
         self._tenant = tenant
         self._is_left = False
+        self._taken = deque[Piece]()  # out of the inbox, and not told yet
 
     def __iter__(self) -> Iterator[Piece]:
+        """To its end; a loop that is left before cancels it."""
         try:
-            while not self._inbox.is_over or self._inbox.has_pieces:
-                yield from self._inbox.take()
-            self._inbox.ended()
+            while (piece := next(self, None)) is not None:
+                yield piece
         finally:
             self.close()
 
+    def __next__(self) -> Piece:
+        self._client.check_process()
+        while not self._taken:
+            if self._inbox.is_over and not self._inbox.has_pieces:
+                self._inbox.ended()
+                raise StopIteration
+            self._taken.extend(self._inbox.take())
+        return self._taken.popleft()
+
     async def __aiter__(self) -> AsyncIterator[Piece]:
         try:
-            while not self._inbox.is_over or self._inbox.has_pieces:
-                for piece in await self._inbox.take_async():
-                    yield piece
+            while self._taken or not self._inbox.is_over or self._inbox.has_pieces:
+                while self._taken:
+                    yield self._taken.popleft()
+                self._taken.extend(await self._inbox.take_async())
             self._inbox.ended()
         finally:
             self.close()
@@ -81,6 +99,8 @@ class Stream:
 
     def close(self) -> None:
         """Hear no more of it; if it has not ended, it is cancelled."""
+        if not self._client.is_here:
+            return  # it is the stream of the process that we were forked from
         self._line.drop(self._inbox)
         if not self._inbox.is_over and not self._is_left:
             self._client.cancel(self.id, self._tenant)
@@ -91,20 +111,33 @@ class Stream:
         self._line.drop(self._inbox)
 
 
+class Asked(NamedTuple):
+    """A whole answer that somebody waits for. `id` is its own name for it, if it has one."""
+
+    line: Line
+    inbox: Inbox
+    id: str | None
+
+
 class Client:
-    """Threads may share one."""
+    """Threads may share one, and a process that is forked may not: the threads that listen stay behind."""
 
     def __init__(self, num_partitions: int, patience_seconds: float = PATIENCE_SECONDS, tenant: str = "") -> None:
         self.tenant = tenant
-        self._lines = [Line(name, patience_seconds, tenant) for name in partition_names(num_partitions)]
+        self._process = os.getpid()
+        self._all_lines = [Line(name, patience_seconds, tenant) for name in partition_names(num_partitions)]
 
     # One request
 
     def generate(self, prompt: Any = None, *, id: str | None = None, **words: Any) -> Completion:
         """The whole answer. Words: `messages`, `adapter`, `priority`, `deadline_seconds`, and those of sampling."""
-        _, inbox = self._submit(id, self._words(prompt, words), is_whole=True)
-        inbox.take()
-        return inbox.completion()
+        asked = Asked(*self._submit(id, self._words(prompt, words), is_whole=True), id)
+        try:
+            asked.inbox.take()
+        except BaseException:
+            self._give_up([asked])
+            raise
+        return asked.inbox.completion()
 
     def stream(self, prompt: Any = None, *, id: str | None = None, **words: Any) -> Stream:
         """The answer piece by piece. It is accepted when this returns."""
@@ -120,34 +153,49 @@ class Client:
 
     def cancel(self, id: str, tenant: str | None = None) -> bool:
         """End a request; False if it had ended already."""
-        owner = self.tenant if tenant is None else tenant
-        return self._line(id).ask(lambda pid: request_server.cancel(pid, id, owner))
+        return self._cancel(self._line(id), id, self.tenant if tenant is None else tenant)
 
     # Many
 
     def batched_run(self, prompts: Sequence[Any], **words: Any) -> list[Completion]:
         """The answers to many prompts, in their order; where the system is full, the rest waits its turn."""
-        inboxes = [self._submit_patiently(self._words(prompt, words)) for prompt in prompts]
-        for inbox in inboxes:
-            inbox.take()
-        return [inbox.completion() for inbox in inboxes]
+        asked: list[Asked] = []
+        try:
+            for said in [self._words(prompt, words) for prompt in listed(prompts)]:
+                asked.append(self._submit_patiently(said))
+            for one in asked:
+                one.inbox.take()
+        except BaseException:
+            self._give_up(asked)
+            raise
+        return [one.inbox.completion() for one in asked]
 
     # Async twins
 
     async def generate_async(self, prompt: Any = None, *, id: str | None = None, **words: Any) -> Completion:
-        line, inbox = await self._submit_async(id, self._words(prompt, words), is_whole=True)
+        asked = Asked(*await self._submit_async(id, self._words(prompt, words), is_whole=True), id)
         try:
-            await inbox.take_async()
-        finally:
-            line.drop(inbox)
-        return inbox.completion()
+            await asked.inbox.take_async()
+        except BaseException:
+            await self._give_up_async([asked])
+            raise
+        return asked.inbox.completion()
 
     async def stream_async(self, prompt: Any = None, *, id: str | None = None, **words: Any) -> Stream:
         line, inbox = await self._submit_async(id, self._words(prompt, words), is_whole=False)
         return Stream(self, line, inbox, self.tenant)
 
     async def batched_run_async(self, prompts: Sequence[Any], **words: Any) -> list[Completion]:
-        return await asyncio.to_thread(self.batched_run, prompts, **words)
+        asked: list[Asked] = []
+        try:
+            for said in [self._words(prompt, words) for prompt in listed(prompts)]:
+                asked.append(await self._submit_patiently_async(said))
+            for one in asked:
+                await one.inbox.take_async()
+        except BaseException:
+            await self._give_up_async(asked)
+            raise
+        return [one.inbox.completion() for one in asked]
 
     async def cancel_async(self, id: str) -> bool:
         return await asyncio.to_thread(self.cancel, id)
@@ -180,26 +228,69 @@ class Client:
         for line in self._lines:
             line.close()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that made it."""
+        return os.getpid() == self._process
+
+    def check_process(self) -> None:
+        if not self.is_here:
+            raise Unsupported(
+                "a client does not come along into a forked process, as its threads do not: start that process with "
+                "spawn, and connect there"
+            )
+
     # Inside
 
-    def _line(self, request_id: str) -> Line:
-        return self._lines[crc32(request_id.encode("utf-8", "surrogatepass")) % len(self._lines)]
+    @property
+    def _lines(self) -> list[Line]:
+        self.check_process()
+        return self._all_lines
 
-    def _words(self, prompt: Any, words: dict[str, Any]) -> dict[str, Any]:
-        words = {"tenant": self.tenant, **words}
-        if isinstance(prompt, dict):
-            return words | prompt
-        if prompt is not None:
-            words["messages" if is_conversation(prompt) else "prompt"] = prompt
-        return words
+    def _line(self, request_id: str) -> Line:
+        check_name("id", request_id, 1)
+        return self._lines[crc32(request_id.encode()) % len(self._lines)]
+
+    def _words(self, prompt: Any, words: Mapping[str, Any]) -> dict[str, Any]:
+        said = dict(words)
+        if isinstance(prompt, Mapping):
+            said |= prompt
+        elif prompt is not None:
+            said["messages" if is_conversation(prompt) else "prompt"] = prompt
+        if "tenant" in said:
+            raise BadRequest("the tenant is the client's, not a request's: connect as another tenant", "tenant")
+        return said | {"tenant": self.tenant}
+
+    def _give_up(self, asked: Iterable[Asked]) -> None:
+        """Who asked waits no longer."""
+        self._cancel_all(self._let_go(asked))
+
+    async def _give_up_async(self, asked: Iterable[Asked]) -> None:
+        nameless = self._let_go(asked)
+        if nameless:  # begun at once, and carried out even if this is cancelled too
+            await asyncio.get_running_loop().run_in_executor(None, self._cancel_all, nameless)
+
+    def _let_go(self, asked: Iterable[Asked]) -> list[Asked]:
+        """Hear no more of them. Whoever gave one an id may ask for it again within its lease; the others are told."""
+        for one in asked:
+            one.line.drop(one.inbox)
+        return [one for one in asked if one.id is None and not one.inbox.is_over]
+
+    def _cancel_all(self, asked: Iterable[Asked]) -> None:
+        with suppress(Unavailable):  # their leases end them then
+            for line, inbox, _ in asked:
+                with suppress(UnknownRequest):
+                    self._cancel(line, inbox.id, self.tenant, PARTING_SECONDS)
+
+    def _cancel(self, line: Line, id: str, tenant: str, patience_seconds: float | None = None) -> bool:
+        return line.ask(lambda pid: request_server.cancel(pid, id, tenant), patience_seconds)
 
     def _submit(self, id: str | None, words: dict[str, Any], *, is_whole: bool) -> tuple[Line, Inbox]:
         ask = ask_of(uuid.uuid4().hex if id is None else id, words)
-        num_choices = words.get("n") or 1
-        if not isinstance(ask.id, str) or not isinstance(num_choices, int) or not 0 < num_choices <= 4096:
-            raise BadRequest("id must be a string and n a small number", "id")
-        inbox = Inbox(ask.id, None if is_whole else (0,) * num_choices)
         turnstile = self._line(ask.id).turnstile
+        num_choices = 1 if words.get("n") is None else words["n"]
+        check_integer("n", num_choices, 1, MAX_CHOICES)
+        inbox = Inbox(ask.id, None if is_whole else (0,) * num_choices)
         if id is None:
             turnstile.check(ask)
         line = self._line(ask.id).reading(inbox)
@@ -211,27 +302,36 @@ class Client:
         return line, inbox
 
     async def _submit_async(self, id: str | None, words: dict[str, Any], *, is_whole: bool) -> tuple[Line, Inbox]:
-        """Who asked may be gone when it is accepted: then nobody listens, and its lease ends it."""
+        """Who asked may be gone when it is accepted."""
         submission = asyncio.ensure_future(asyncio.to_thread(self._submit, id, words, is_whole=is_whole))
         try:
             return await asyncio.shield(submission)
         except asyncio.CancelledError:
-            submission.add_done_callback(hear_no_more)
+            submission.add_done_callback(lambda done: self._give_up_submitted(done, id))
             raise
 
-    def _submit_patiently(self, words: dict[str, Any]) -> Inbox:
-        request_id = words.pop("id", None) or uuid.uuid4().hex
+    def _give_up_submitted(self, submission: "asyncio.Future[tuple[Line, Inbox]]", id: str | None) -> None:
+        if submission.cancelled() or submission.exception() is not None:
+            return
+        nameless = self._let_go([Asked(*submission.result(), id)])
+        if nameless:  # in a thread of its own, as the event loop may be about to end
+            threading.Thread(target=self._cancel_all, args=(nameless,), daemon=True).start()
+
+    def _submit_patiently(self, words: dict[str, Any]) -> Asked:
+        id = words.pop("id", None)
         while True:
             try:
-                return self._submit(request_id, words, is_whole=True)[1]
+                return Asked(*self._submit(id, words, is_whole=True), id)
             except Overloaded as refusal:
                 time.sleep(refusal.retry_after_seconds)
 
-
-def hear_no_more(submission: "asyncio.Future[tuple[Line, Inbox]]") -> None:
-    if not submission.cancelled() and submission.exception() is None:
-        line, inbox = submission.result()
-        line.drop(inbox)
+    async def _submit_patiently_async(self, words: dict[str, Any]) -> Asked:
+        id = words.pop("id", None)
+        while True:
+            try:
+                return Asked(*await self._submit_async(id, words, is_whole=True), id)
+            except Overloaded as refusal:
+                await asyncio.sleep(refusal.retry_after_seconds)
 
 
 def is_conversation(prompt: Any) -> bool:

@@ -54,14 +54,21 @@ class Handle:
         """What is new, piece by piece: id, position, text, tokens, and finish_reason in the last of each choice."""
         with self._answering():
             stream = await self.client.stream_async(**words)
-            async for pieces in stream.bursts():
-                for piece in pieces:
-                    yield piece_dict(stream.id, piece, words.get("n") or 1)
+            try:
+                async for pieces in stream.bursts():
+                    for piece in pieces:
+                        yield piece_dict(stream.id, piece, words.get("n") or 1)
+            except (asyncio.CancelledError, GeneratorExit):
+                if words.get("id") is None:
+                    await asyncio.to_thread(stream.close)
+                else:  # whoever gave it the id may take it up again
+                    stream.leave()
+                raise
 
-    async def batch(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Many answers, in order."""
+    async def batch(self, requests: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Many answers, in order, to texts, or to the keywords of each."""
         with self._answering():
-            return [answer.to_dict() for answer in await self.client.batched_run_async([*map(dict, requests)])]
+            return [answer.to_dict() for answer in await self.client.batched_run_async(requests)]
 
     async def cancel(self, id: str) -> bool:
         """End a request; False if it had ended already."""

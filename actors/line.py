@@ -3,6 +3,7 @@
 Everything that a stream needs to go on after a crash is here: its id, and how many pieces it has.
 """
 
+import asyncio
 import threading
 import time
 import uuid
@@ -22,6 +23,7 @@ from actors.turnstile import Turnstile
 Answer = TypeVar("Answer")
 RETRY_SECONDS = 0.03
 POLL_SECONDS = 2.0
+PARTING_SECONDS = POLL_SECONDS + 1.0  # for the poll that is on its way
 FULL_SECONDS = 0.1  # while somebody reads too slowly, who may have caught up by then
 CLOSED = "this client was closed"
 
@@ -73,7 +75,7 @@ class Line:
                 del self._inboxes[inbox.id]
                 self._polled.discard(inbox.id)
         if self.closes_with_reader:
-            self.close()
+            self._end()
 
     def reading(self, inbox: Inbox) -> "Line":
         """The line for this reader: this one, or another where the request has a reader already."""
@@ -91,12 +93,20 @@ class Line:
                 return question(self._present())
             except (CallFailed, Unavailable) as trouble:
                 self._pid = None
-                if time.monotonic() > until:
+                if self._is_closed or time.monotonic() > until:
                     raise Unavailable(f"{self.name} does not answer: {trouble}") from None
             time.sleep(RETRY_SECONDS)
 
     def close(self) -> None:
-        """Who still waits here is told so, and whoever asks after it."""
+        """Who still waits here is told so, and whoever asks after it. Then the node may go: no poll is on its way.
+
+        An event loop must not wait for that, and need not: its node goes with its process.
+        """
+        self._end()
+        if self._thread is not None and not is_in_loop():
+            self._thread.join(PARTING_SECONDS)
+
+    def _end(self) -> None:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -149,3 +159,11 @@ class Line:
             self._inboxes.clear()
             self._polled.clear()
         wake(inbox.fail(refusal) for inbox in inboxes)
+
+
+def is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -10,6 +10,8 @@ from typing import Any
 
 from engine.options import EngineOptions
 
+READ_ADAPTER = "actors.model_loading:read_adapter"
+
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
@@ -20,7 +22,7 @@ class ModelChoice:
     adapters: tuple[tuple[str, str], ...] = ()  # name, folder
     make_engine: str = "actors.model_loading:make_engine"
     make_tokenizer: str = "actors.tokenizer_loading:make_tokenizer"
-    read_adapter: str = "actors.model_loading:read_adapter"
+    read_adapter: str = READ_ADAPTER
 
 
 def function_at(path: str) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import finding, process
+from actors.checking import check
 from actors.client import Client, find_client
 from actors.exits import NOPROC, CallFailed, Reason
 from actors.journal import check_free
@@ -53,15 +54,16 @@ def start(
 
 def start_system(config: SystemConfig, *, address: str | None = None, wait_seconds: float | None = 300.0) -> Client:
     """Start exactly this system."""
-    if not is_connected():
-        if address is None:
-            wait_for_journals(config)
-            process.connect()
-        else:
-            finding.join(address, must_be_closed=True)
-    is_joining = whereis(ROOT) is not None
+    if address is not None and not is_connected():
+        finding.join(address, must_be_closed=True)
+    is_joining = is_connected() and whereis(ROOT) is not None
     if is_joining:
-        check_same(config.choice)
+        config = as_it_runs(config)
+    else:
+        check(config)
+    if not is_connected():
+        wait_for_journals(config)
+        process.connect()
     start_root(replace(config, lives_before=lives(ROOT)))
     try:
         finding.be_found()
@@ -76,19 +78,24 @@ def start_system(config: SystemConfig, *, address: str | None = None, wait_secon
     return client
 
 
-def check_same(wanted: ModelChoice) -> None:
-    """Refuse to take the system that runs for another one. A name and a path may mean the same model."""
-    with suppress(Unavailable):  # it is busy: whoever waits for it will see
-        there = running_config().choice
-        sources = {there.source, wanted.source}
-        if (len(sources) > 1 and len({Path(source).is_absolute() for source in sources}) == 1) or not set(
-            wanted.adapters
-        ) <= set(there.adapters):
-            raise BadRequest(
-                f"a system runs here already, with {there.source} and adapters {[name for name, _ in there.adapters]}: "
-                "`connect` joins it, and `stop` ends it",
-                "source",
-            )
+def as_it_runs(wanted: SystemConfig) -> SystemConfig:
+    """The system that runs, unless another one is wanted. A name and a path may mean the same model."""
+    try:
+        there = running_config()
+    except Unavailable:  # it is busy: whoever waits for it will see
+        return wanted
+    sources = {there.choice.source, wanted.choice.source}
+    if (len(sources) > 1 and len({Path(source).is_absolute() for source in sources}) == 1) or not set(
+        wanted.choice.adapters
+    ) <= set(there.choice.adapters):
+        raise taken(f"{there.choice.source} and adapters {[name for name, _ in there.choice.adapters]}", "source")
+    if wanted.directory != there.directory and Path(wanted.directory).parent != states():  # one that was named
+        raise taken(f"its journals in {there.directory}", "directory")
+    return there
+
+
+def taken(what: str, param: str) -> BadRequest:
+    return BadRequest(f"a system runs here already, with {what}: `connect` joins it, and `stop` ends it", param)
 
 
 def wait_for_journals(config: SystemConfig) -> None:
@@ -154,11 +161,16 @@ def is_connected() -> bool:
 
 def default_directory(source: str | Path) -> Path:
     """Where a model's journal is kept; a journal is of no use to another model, also not to one of the same name."""
-    place, states = local_place(source), Path.home() / ".genserve" / "state"
+    place = local_place(source)
     if place is None:
-        return states / with_dashes(str(source))
+        return states() / with_dashes(str(source))
     place = place.resolve()
-    return states / f"{with_dashes(place.name)}-{blake2b(os.fsencode(place), digest_size=6).hexdigest()}"
+    return states() / f"{with_dashes(place.name)}-{blake2b(os.fsencode(place), digest_size=6).hexdigest()}"
+
+
+def states() -> Path:
+    """Where journals are kept for which nobody named a directory."""
+    return Path.home() / ".genserve" / "state"
 
 
 def local_place(source: str | Path) -> Path | None:

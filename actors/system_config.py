@@ -9,6 +9,7 @@ from actors.journal import Level
 from actors.ledger_options import LedgerOptions
 from actors.model_choice import ModelChoice
 from actors.supervision import ChildSpec
+from engine.limits import check_integer
 
 ROOT = "genserve"
 HANDLE = "genserve"  # the public actor; processes of ours have an epoch in their names, so they never meet
@@ -33,6 +34,11 @@ class SystemConfig:
     resources: Resources = NO_RESOURCES  # of each model server
     doors: tuple[ChildSpec, ...] = ()  # more children, after the request servers: the HTTP server
     lives_before: Mapping[str, int] = field(default_factory=dict)  # of these names, in earlier systems on the same Ray
+
+    def __post_init__(self) -> None:
+        check_integer("replicas", self.replicas, 1, 64)
+        check_integer("partitions", self.partitions, 1, 64)
+        check_integer("spares", self.spares, 0, 8)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -4,25 +4,47 @@ The short form of everything: load, load, load, run. Prompts given together shar
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any, Generic, TypeVar, overload
 from uuid import uuid4
 
+from deploy.own_thread import OwnThread
 from engine.adapter import Adapter
 from engine.completion import Completion, Piece, Transcript
 from engine.engine import Engine
 from engine.event import AdapterWanted
 from engine.kernels.choose import choose
+from engine.limits import check_name
 from engine.options import EngineOptions
 from engine.refusal import BadRequest, PromptTooLong
 from engine.request import Request
 from engine.weights import Model
 from engine.words import sampling_of
-from loaders.prompt import Prompt, is_many, prompt_tokens
+from loaders.prompt import Prompt, is_many, listed, prompt_tokens
 from loaders.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
+Told = TypeVar("Told", covariant=True)
+
+
+class Pieces(Generic[Told]):
+    """What is told of a stream, one by one. Only the generation's thread gets the next; anybody may let go of it."""
+
+    def __init__(self, own: OwnThread, told: Generator[Told, None, None]) -> None:
+        self._own = own
+        self._told = told
+
+    def __iter__(self) -> Iterator[Told]:
+        return self
+
+    def __next__(self) -> Told:
+        self._own.check()
+        return next(self._told)
+
+    def close(self) -> None:
+        """Hear no more of it; it is cancelled."""
+        self._told.close()
 
 
 class Generation:
@@ -39,13 +61,17 @@ class Generation:
         adapters: Mapping[str, Adapter] | None = None,
         options: EngineOptions = EngineOptions(),
     ) -> None:
+        for name in adapters or {}:
+            check_name("adapter", name, 1)
         self.model = model
         self.tokenizer = tokenizer
         self.vocabulary = tokenizer.vocabulary
         kernels = choose(model.config, model.weights, options.block_size, expand=options.expand)
         self.engine = Engine(model, kernels, options, self.vocabulary)
         self._adapters = dict(adapters or {})
+        self._own = OwnThread("a generation")
         self._mail: dict[str, deque[Any]] = {}  # by request, where its events are waited for
+        self._left = deque[str]()  # requests that nobody waits for any more
         for name, adapter in self._adapters.items():
             self.engine.attach(name, adapter)
 
@@ -65,22 +91,24 @@ class Generation:
         completions = [transcript.completion() for transcript in transcripts.values()]
         return completions if is_many(prompt) else completions[0]
 
-    def stream(self, prompt: Prompt, **words: Any) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, **words: Any) -> Pieces[Piece]:
         """The pieces of a prompt's completion, as they are made."""
         transcripts = self._transcripts([prompt], words)
-        return (piece for _, piece in self._serve(transcripts))
+        return Pieces(self._own, (piece for _, piece in self._serve(transcripts)))
 
-    def stream_many(self, prompts: Sequence[Prompt], **words: Any) -> Iterator[tuple[int, Piece]]:
+    def stream_many(self, prompts: Sequence[Prompt], **words: Any) -> Pieces[tuple[int, Piece]]:
         """The pieces of several prompts' completions, each with the number of its prompt."""
-        transcripts = self._transcripts(list(prompts), words)
+        transcripts = self._transcripts(listed(prompts), words)
         numbers = {request_id: number for number, request_id in enumerate(transcripts)}
-        return ((numbers[request_id], piece) for request_id, piece in self._serve(transcripts))
+        return Pieces(self._own, ((numbers[request_id], piece) for request_id, piece in self._serve(transcripts)))
 
     def prompt_tokens(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> tuple[int, ...]:
         """What the model reads of a prompt."""
         return prompt_tokens(self.tokenizer, prompt, system=system, raw=raw)
 
     def _transcripts(self, prompt: Any, words: Mapping[str, Any]) -> dict[str, Transcript]:
+        """A place for each answer; what cannot be answered is refused now, also where the answer is read later."""
+        self._own.check()
         prompts = list(prompt) if is_many(prompt) else [prompt]
         adapters = words.get("adapter")
         if not isinstance(adapters, list | tuple):
@@ -88,11 +116,14 @@ class Generation:
         if len(adapters) != len(prompts):
             raise BadRequest(f"{len(prompts)} prompts came with {len(adapters)} adapters", "adapter")
         requests = [self._request(one, adapter, words) for one, adapter in zip(prompts, adapters, strict=True)]
+        for request in requests:
+            self.engine.check_request(request)
         return {request.id: Transcript(request, self.vocabulary) for request in requests}
 
     def _request(self, prompt: Prompt, adapter: str | None, words: Mapping[str, Any]) -> Request:
         sampling_words = {word: value for word, value in words.items() if word not in ("adapter", "system", "raw")}
-        tokens = self.prompt_tokens(prompt, system=words.get("system"), raw=bool(words.get("raw", False)))
+        own_words = {word: words[word] for word in ("system", "raw") if words.get(word) is not None}
+        tokens = self.prompt_tokens(prompt, **own_words)
         room = self.engine.capacity.max_context - len(tokens)
         if room < 1:
             raise PromptTooLong(
@@ -117,6 +148,7 @@ class Generation:
 
     def _step(self) -> None:
         """A step serves everybody, also a stream that is in the middle of its text while somebody else asks."""
+        self._let_go()
         for event in self.engine.step():
             if isinstance(event, AdapterWanted):
                 self.engine.attach(event.name, self._adapters[event.name])
@@ -131,6 +163,12 @@ class Generation:
                 self._mail[transcript.request.id] = mail
             yield
         finally:
-            for request_id in transcripts:
-                self.engine.abort(request_id)
-                self._mail.pop(request_id, None)
+            self._left.extend(transcripts)
+            if self._own.is_here:  # another thread's may be in the middle of a step
+                self._let_go()
+
+    def _let_go(self) -> None:
+        while self._left:
+            request_id = self._left.popleft()
+            self.engine.abort(request_id)
+            self._mail.pop(request_id, None)

@@ -39,6 +39,7 @@ from engine.vocabulary import Vocabulary
 from engine.weights import Model
 
 MAX_LOGITS_BYTES = 64 << 20  # a step's logits, float32, beside those of decode rows
+LEAST_BLOCKS = 2  # one is never given out: it takes what belongs nowhere
 
 
 class Engine:
@@ -54,7 +55,14 @@ class Engine:
         config, dtype = model.config, options.cache_dtype or kernels.cache_dtype
         context = min(config.max_position, options.max_context or config.max_position)
         most = 2 * options.max_sequences * -(-context // options.block_size)  # what all can fill, and as much kept
-        num_blocks = max(2, min(most + 1, options.cache_bytes // block_bytes(config, options.block_size, dtype)))
+        num_blocks = min(most + 1, options.cache_bytes // block_bytes(config, options.block_size, dtype))
+        if num_blocks < LEAST_BLOCKS:
+            least = LEAST_BLOCKS * block_bytes(config, options.block_size, dtype)
+            raise BadRequest(
+                f"cache_bytes is {options.cache_bytes}; this model needs {least} for blocks of "
+                f"{options.block_size} tokens",
+                "cache_bytes",
+            )
         self.model = model
         self.options = options
         self._vocabulary = vocabulary
@@ -82,19 +90,23 @@ class Engine:
         """Asked for when stop strings first need it: a model that starts anew is not to wait until it is read."""
         return self._vocabulary() if callable(self._vocabulary) else self._vocabulary
 
-    def add(self, request: Request) -> None:
-        """Take a request, or refuse it; nothing of a refused one remains."""
+    def check_request(self, request: Request) -> None:
+        """Raise the refusal that this request deserves here and now, if any."""
         check(request, self.capacity)
         if request.id in self.roster:
             raise BadRequest(f"a request with the id {request.id[:60]!r} is running already", "id")
         if request.sampling.n > self.options.max_sequences:
             raise BadRequest(f"n is {request.sampling.n}; this engine runs {self.options.max_sequences} at once", "n")
-        vocabulary = self.vocabulary if request.sampling.stop else None
-        if request.sampling.stop and vocabulary is None:
+        if request.sampling.stop and self.vocabulary is None:
             raise BadRequest("stop strings need a vocabulary, and this engine was started without one", "stop")
         if request.adapter is not None:
             self.shelf.check_known(request.adapter)
         check_endings(request, self.model.config)
+
+    def add(self, request: Request) -> None:
+        """Take a request, or refuse it; nothing of a refused one remains."""
+        self.check_request(request)
+        vocabulary = self.vocabulary if request.sampling.stop else None
         arrival, root = self.roster.next_arrival(), self.root_of(request, None)
         for sequence in sequences_of(request, self.model.config, vocabulary, arrival, root):
             reason = sequence.ending()

@@ -51,6 +51,14 @@ def biases(value: Any) -> dict[int, float]:
     if not isinstance(value, Mapping):
         raise BadRequest("logit_bias must map token ids to numbers", "logit_bias")
     try:
-        return {int(token) if isinstance(token, str) else token: bias for token, bias in value.items()}
+        return {token_id(token) if isinstance(token, str) else token: bias for token, bias in value.items()}
     except ValueError:
-        raise BadRequest("logit_bias has a key that is not a token id", "logit_bias") from None
+        raise BadRequest("logit_bias has a key that is not a token id in plain digits", "logit_bias") from None
+
+
+def token_id(text: str) -> int:
+    """The id that these digits write. `int` takes more than digits, and two keys would be one."""
+    token = int(text)
+    if str(token) != text:
+        raise ValueError(text)
+    return token

@@ -13,7 +13,7 @@ from deploy.jobs.asked import Words
 from deploy.jobs.book import Book, Places
 from deploy.jobs.input_file import InputFile, survey
 from deploy.jobs.troubles import ChangedInput, OutputTaken
-from engine.completion import Completion
+from engine.completion import Completion, Usage
 from engine.refusal import BrokenFile
 from tests.batches import StubAnswers, by_line, run_batch, write_lines
 
@@ -173,6 +173,26 @@ def test_a_file_that_no_batch_began_is_left_alone(source: Path, tmp_path: Path) 
     with pytest.raises(OutputTaken, match="exists and no batch has begun it"):
         run_batch(source, output, StubAnswers())
     assert output.read_text() == "precious\n"
+
+
+def test_a_batch_of_which_nothing_is_done_is_begun_with_other_settings(source: Path, tmp_path: Path) -> None:
+    """What the first ones have answered and nobody vouched for is not kept, and they are not gone back to."""
+    output = tmp_path / "out.jsonl"
+    with closing(Book(Places(output), survey(source), "first")) as book:
+        book.answered(2, b"of the first\n", Usage(1, 1))
+    with closing(Book(Places(output), survey(source), "second")) as book:
+        assert not output.read_bytes() and not len(book.done)
+        book.passed_over(1)
+        book.vouch()
+    with pytest.raises(ChangedInput, match=r"the settings changed since this batch was begun \(second then"):
+        Book(Places(output), survey(source), "first")
+
+
+def test_an_empty_batch_that_is_complete_keeps_its_settings(tmp_path: Path) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", []), tmp_path / "out.jsonl"
+    assert run_batch(source, output, StubAnswers()).is_complete
+    with pytest.raises(ChangedInput, match="the settings changed"):
+        run_batch(source, output, StubAnswers(), settings="other")
 
 
 def test_two_batches_do_not_share_an_output(source: Path, tmp_path: Path) -> None:

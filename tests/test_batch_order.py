@@ -18,7 +18,11 @@ from deploy.jobs.meter import Meter, duration
 from deploy.jobs.order import Order, add_arguments, order_of, settings_of
 from engine.completion import Usage
 from engine.refusal import BadRequest
+from loaders.adapters import save_adapter
+from loaders.checkpoint import load_model
+from loaders.made_up import made_up_adapter
 from loaders.progress import ignore_progress
+from tests.batch_chaos import tiny_model
 from tests.batches import write_lines
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +83,12 @@ def test_a_model_is_told_by_a_place_that_means_the_same_in_every_directory(
     choice = order("--model", "./model", "--adapter", "red=./red").choice(ignore_progress)
     assert choice.source == str(tmp_path / "model")
     assert choice.adapters == (("red", str(tmp_path / "red")),)
+
+
+def test_an_adapter_cannot_be_called_as_the_model_is(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(BadRequest, match="'tiny' is the model's name"):
+        order("--model", str(tmp_path / "tiny"), "--adapter", "tiny=red").choice(ignore_progress)
 
 
 def test_settings_are_what_texts_depend_on_and_nothing_else() -> None:
@@ -151,3 +161,26 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_starts(
     model.mkdir()
     assert main(["batch", str(source), "/proc/nothing/out.jsonl", "--model", str(model)]) == 2
     assert "/proc/nothing/out.jsonl cannot be written" in capsys.readouterr().err
+
+
+def test_an_output_that_is_no_file_is_refused_and_nothing_is_made_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, pipe, model = write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}]), tmp_path / "pipe", tmp_path / "model"
+    model.mkdir()
+    os.mkfifo(pipe)
+    assert main(["batch", str(source), str(pipe), "--inline", "--model", str(model)]) == 2
+    sentence = f"genserve: {pipe} is no regular file; a batch writes to one, in which it can go on\n"
+    assert capsys.readouterr().err == sentence
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "model", "pipe"}
+
+
+def test_a_batch_that_could_not_start_is_begun_with_what_was_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, source = tiny_model(tmp_path), write_lines(tmp_path / "in.jsonl", [{"prompt": "x", "adapter": "v"}])
+    save_adapter(tmp_path / "voice", made_up_adapter(load_model(model).config, 4, seed=1))
+    words = ["batch", str(source), str(tmp_path / "out.jsonl"), "--inline", "--model", str(model), "--max-tokens", "4"]
+    assert main([*words, "--adapter", "v=nowhere"]) == 2
+    assert "nowhere is no adapter" in capsys.readouterr().err
+    assert main([*words, "--adapter", f"v={tmp_path / 'voice'}"]) == 0

@@ -1,6 +1,7 @@
 """Chaos, where nothing is there to be killed. Whole systems are struck in test_crash.py."""
 
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -42,7 +43,7 @@ def test_a_number_that_nobody_has_kills_nobody(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kills: list[int] = []
-    monkeypatch.setattr(command, "running_client", lambda address: "a client")
+    monkeypatch.setattr(command, "running_client", lambda address: nullcontext("a client"))
     monkeypatch.setattr(
         chaos, "parts", lambda part: [Pid(f"genserve.models.model-{index}", 1) for index in range(num_models)]
     )

@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from deploy.cli.batch import Bar
 from deploy.cli.main import main
-from deploy.cli.post import wanted
+from deploy.cli.post import PROMPT, wanted
 from loaders.adapters import load_adapter, save_adapter
 from loaders.checkpoint import load_model
 from loaders.made_up import made_up_adapter
@@ -46,6 +47,11 @@ def posts(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[s
 def test_post_prints_as_many_posts_as_asked(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     assert len(posts(capsys, 5, "--model", place, "--seed", 1)) == 5
     assert len(posts(capsys, "about rain", "-n", 2, "--model", place)) == 2
+
+
+def test_a_number_of_posts_needs_no_prompt() -> None:
+    assert wanted(None, None) == (1, PROMPT)
+    assert wanted(None, 3) == wanted("3", None) == (3, PROMPT)
 
 
 def test_what_only_looks_like_a_number_is_a_prompt() -> None:
@@ -207,12 +213,16 @@ def test_a_bad_model_is_one_sentence_and_exit_code_2(
         (["post", "5", "-n", "0"], "number of posts must be a whole number from 1 to 128; got 0"),
         (["post", "x", "--seed", "-3"], "seed must be a whole number from 0"),
         (["post", "x", "--max-tokens", "-1"], "max_tokens must be a whole number"),
+        (["post", "x", "--max-tokens", "0"], "max_tokens must be a whole number from 1 to 2147483647; got 0"),
+        (["post", "2", "-n", "3"], "the number of posts is given twice, as '2' and as -n 3"),
+        (["post", "hi", "--address", "127.0.0.1:1"], "--address is for --connect"),
         (["post", "x" * 9000], "context holds at most"),
         (["post", "x", "--adapter", "nowhere"], "nowhere"),
         (["post", "x", "--adapter", "nowhere:much"], "the scale a number"),
         (["post", "--connect", "--model", "nonsense"], "with --connect the model is that of the system that runs"),
         (["batch", "in.jsonl", "."], ". is a directory; a file is wanted"),
         (["batch", "in.jsonl", "/"], "/ is a directory; a file is wanted"),
+        (["batch", "in.jsonl", "out.jsonl", "--adapter", "v=a", "--adapter", "v=b"], "two adapters are named 'v'"),
         (["inspect", "nowhere"], "'nowhere' is no directory"),
         (["bench", "--prompt-tokens", "9:3"], "prompt-tokens must rise"),
         (["bench", "--requests", "0"], "requests must be a whole number"),
@@ -231,6 +241,16 @@ def test_bad_arguments_are_one_sentence_and_exit_code_2(
     assert (code, out) == (2, "")
     assert err.startswith("genserve: ") and err.count("\n") == 1
     assert sentence in err
+
+
+def test_the_version_is_the_installed_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"genserve {version('genserve')}\n", "")
+
+
+def test_inspect_wants_a_model_and_no_adapters(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "inspect")
+    assert code == 2
+    assert err.endswith("error: the following arguments are required: model\n")
 
 
 def test_an_adapter_that_is_saved_loads_again(place: Path, adapter: Path) -> None:

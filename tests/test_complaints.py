@@ -8,7 +8,7 @@ from deploy.http.chat_fields import ChatFields
 from deploy.http.completion_fields import CompletionFields
 from deploy.http.payload import fields_of
 from deploy.http.tokenizing import TokenizeFields
-from engine.refusal import Refusal
+from engine.refusal import Refusal, Unsupported
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -70,7 +70,44 @@ def test_of_a_completion(fields: dict[str, Any], param: str, sentence: str) -> N
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages.0.content.0.type",
-            "messages.0.content.0.type must be 'text'; got 'image_url'",
+            "this server does not support messages.0.content.0.type 'image_url'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+            "messages.0.content.0.type",
+            "this server does not support messages.0.content.0.type 'image_url'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": 5, "text": "Hi"}]}]},
+            "messages.0.content.0.type",
+            "messages.0.content.0.type must be 'text'; got 5",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": 5, "tool_calls": []}]},
+            "messages.0.content",
+            "messages.0.content must be a string or a list; got 5",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            "messages.0.tool_calls",
+            "this server does not support the field messages.0.tool_calls",
+        ),
+        (
+            {"response_format": {"type": "json_object"}},
+            "response_format.type",
+            "this server does not support response_format.type 'json_object'",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+            "response_format.type",
+            "this server does not support response_format.type 'json_schema'",
+        ),
+        ({"response_format": "text"}, "response_format", "response_format must be an object; got 'text'"),
+        ({"response_format": {}}, "response_format.type", "the field response_format.type is wanted"),
+        (
+            {"reasoning_effort": "enormous"},
+            "reasoning_effort",
+            "reasoning_effort must be 'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'; got 'enormous'",
         ),
         ({"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1: a chat has nothing to answer with otherwise"),
         ({"top_logprobs": 3}, "top_logprobs", "top_logprobs needs logprobs to be true"),
@@ -88,6 +125,19 @@ def test_of_a_chat(fields: dict[str, Any], param: str, sentence: str) -> None:
 
 def test_of_a_text_to_tokenize() -> None:
     assert refused(TokenizeFields, {}) == ("prompt", "either a prompt or messages are wanted")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [{}]},
+    ],
+)
+def test_what_others_do_and_this_server_does_not_is_unsupported(fields: dict[str, Any]) -> None:
+    with pytest.raises(Unsupported):
+        fields_of(ChatFields, {"messages": HI} | fields)
 
 
 def refused(kind: Any, body: dict[str, Any]) -> tuple[str | None, str]:

@@ -26,7 +26,7 @@ from loaders.adapters import save_adapter
 from loaders.checkpoint import load_model
 from tests.browser import Browser, browsing, is_there
 from tests.engines import random_adapter, tiny_model
-from tests.http_world import MODEL, Served, events_of, served
+from tests.http_world import MODEL, Served, events_of, id_events_of, served
 from tests.serving import tiny_system
 from tests.tiny_tokenizer import write_tokenizer
 
@@ -201,8 +201,9 @@ def test_a_stream_goes_on_at_the_next_door_when_this_one_is_killed(door: Served)
 def test_a_stream_that_goes_on_knows_where_in_the_text_it_stands(door: Served) -> None:
     fields, headers = body(max_tokens=12, logprobs=0, echo=True, stream=True), {"Idempotency-Key": "offsets"}
     (whole,) = door.post("/v1/completions", {**fields, "stream": False}, headers=headers).json()["choices"]
-    public_id = door.post("/v1/completions", fields, headers=headers).headers["x-request-id"]
-    for position, status in ((f"{public_id}:5", 200), (f"{public_id}:99", 416)):
+    (first, _), *_ = id_events_of(door.post("/v1/completions", fields, headers=headers).text)
+    stream, _, _ = str(first).partition(":")
+    for position, status in ((f"{stream}:5", 200), (f"{stream}:99", 416)):
         again = door.post("/v1/completions", fields, headers={**headers, "Last-Event-ID": position})
         assert again.status_code == status
         if status == 200:
@@ -212,8 +213,20 @@ def test_a_stream_that_goes_on_knows_where_in_the_text_it_stands(door: Served) -
 
 
 def test_an_unknown_stream_cannot_be_continued(door: Served) -> None:
-    headers = {"Last-Event-ID": "cmpl-" + "0" * 32 + ":1"}
-    assert door.post("/v1/completions", body(stream=True), headers=headers).status_code == 404
+    (first, _), *_ = id_events_of(door.post("/v1/completions", body(max_tokens=2, stream=True)).text)
+    asked = str(first).partition("~")[2][:8]
+    headers = {"Last-Event-ID": "cmpl-" + "0" * 32 + f"~{asked}:1"}
+    assert door.post("/v1/completions", body(max_tokens=2, stream=True), headers=headers).status_code == 404
+    assert door.post("/v1/completions", body(max_tokens=3, stream=True), headers=headers).status_code == 409
+
+
+def test_a_deadline_that_passes_in_a_stream_is_told_as_that_of_a_whole_answer_is(door: Served) -> None:
+    door.client.post("/v1/system/suspend")
+    answer = door.post("/v1/completions", body(deadline_ms=300, stream=True, n=2))
+    door.client.post("/v1/system/resume")
+    wait_until_ready(door.client)
+    error = events_of(answer.text)[-1]["error"]
+    assert (error["type"], error["code"]) == ("timeout_error", "deadline_passed")
 
 
 def test_a_key_with_another_body_is_a_conflict(door: Served) -> None:
@@ -260,7 +273,8 @@ def test_who_watches_sees_whole_answers_and_left_streams_being_made(door: Served
         assert whole.result().status_code == 200
     wait_until(lambda: progress() == [])
     headers = {"Idempotency-Key": "watched"}
-    with door.client.stream("POST", "/v1/completions", json={**fields, "stream": True}, headers=headers) as response:
+    fields |= {"max_tokens": 2 * LONG, "stream": True}  # it must last longer than from one look to the next
+    with door.client.stream("POST", "/v1/completions", json=fields, headers=headers) as response:
         next(response.iter_lines())
         public_id = response.headers["x-request-id"]
     wait_until(lambda: progress() == [True])

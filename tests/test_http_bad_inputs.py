@@ -249,6 +249,15 @@ def test_another_method_is_told_which_there_is(door: Served) -> None:
     error_of(answer.content)
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/", "/v1/models", "/v1/models/tiny", "/v1/models/nobody"])
+def test_a_head_is_answered_as_a_get_is_without_a_body(door: Served, path: str) -> None:
+    head, get = door.client.head(path), door.client.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == get.headers[name]
+    assert door.client.head(CHAT).status_code == 405
+
+
 def test_of_thousands_of_requests_at_once_on_one_connection_some_are_answered_and_one_refused(door: Served) -> None:
     request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     answer = door.raw(request * 10_000, 60.0)
@@ -448,7 +457,13 @@ def test_a_setting_out_of_range_is_refused_by_name(door: Served, fields: dict[st
         {"5": 101},
         {"5": None},
         {"1.5": 1},
-        {"\u0661": 1, "x": 2},
+        {"\u0661": 1},
+        {"1_0": 1},
+        {" 7 ": 1},
+        {"+7": 1},
+        {"7": 1, "07": 2},
+        {"-0": 1},
+        {"": 1},
         [5],
         {"9" * 500: 1},
     ],
@@ -473,6 +488,45 @@ def test_a_prompt_and_its_answer_must_fit_and_the_numbers_are_told(door: Served)
     error = refused(door, {"prompt": "x" * 500, "max_tokens": 100})
     assert error["code"] == "context_length_exceeded"
     assert all(number in error["message"] for number in ("500", "100", "512"))
+
+
+def test_what_does_not_fit_is_named_as_it_was_sent(door: Served) -> None:
+    long = "x" * 600
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        (CHAT, "messages", {"max_tokens": 99_999}),
+        (CHAT, "messages", {"messages": [{"role": "user", "content": long}]}),
+        (COMPLETE, "prompt", {"max_tokens": 99_999}),
+        (COMPLETE, "prompt", {"prompt": long}),
+    ]
+    for path, param, fields in cases:
+        error = refused(door, fields, path)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    conversation = door.post("/tokenize", {"messages": [{"role": "user", "content": "x" * 3_000_000}]})
+    assert error_of(conversation.content)["param"] == "messages"
+
+
+def test_answers_to_a_prompt_are_as_many_as_are_written_at_once(door: Served) -> None:
+    error = refused(door, {"n": 65})
+    assert error["param"] == "n"
+    assert error["message"] == "n is 65; this server gives a prompt at most 64 answers, as many as it writes at once"
+    assert door.complete(["a"] * 3, n=64, max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize("order", ["suspend", "resume", "kill_engine"])
+def test_an_order_takes_no_fields(door: Served, order: str) -> None:
+    path = f"/v1/system/{order}"
+    error = error_of(door.post(path, {"x": 1}).content)
+    assert (error["code"], error["param"]) == ("unsupported", "x")
+    assert error["message"] == "this server does not support the field x"
+    assert door.post(path, [1]).status_code == 400
+    assert door.client.post(path, content=b"x", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert door.client.post(path, content=b"{", headers=JSON).status_code == 400
+    assert door.client.get("/ready").status_code == 200
+
+
+def test_an_order_may_have_an_empty_object(scripted: Served) -> None:
+    assert scripted.post("/v1/system/suspend").json() == {"suspended": True}
+    assert scripted.post("/v1/system/suspend", {}).json() == {"suspended": True}
 
 
 def test_banning_every_token_is_answered_and_crashes_nothing(door: Served) -> None:
@@ -598,7 +652,8 @@ def test_a_deadline_that_nobody_can_keep_is_refused_at_once_and_nothing_is_sched
     assert door.complete().status_code == 200  # so it is known how long a first token takes at least
     door.backend._requests.ledger.load.soonest_seconds = 0.002
     for fields in ({}, {"stream": True}, {"prompt": ["a", "b"]}):
-        assert refused(door, {"deadline_ms": 1, **fields}, status=408)["code"] == "deadline_passed"
+        error = refused(door, {"deadline_ms": 1, **fields}, status=408)
+        assert (error["code"], error["param"]) == ("deadline_passed", "deadline_ms")
     door.backend._requests.ledger.load.soonest_seconds = 0.0
 
 

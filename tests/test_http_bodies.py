@@ -93,7 +93,8 @@ def test_floats_keep_their_value() -> None:
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=8), st.sampled_from(["", "x3"]))
 def test_a_position_is_read_as_it_was_written(had: list[int], suffix: str) -> None:
     public_id = "cmpl-" + "a" * 32 + suffix
-    assert parse_position(position_id(public_id, had)) == (public_id, had)
+    digest = "0123abcd"
+    assert parse_position(position_id(public_id, digest, had)) == (public_id, digest, had)
 
 
 @given(st.text(max_size=60))

@@ -213,6 +213,24 @@ def test_an_answer_can_be_sent_back_as_it_came(tiny: Served) -> None:
     assert tiny.post("/v1/chat/completions", body | {"max_tokens": 2}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "said", [{"content": None, "tool_calls": []}, {"content": None}, {"content": None, "refusal": None}]
+)
+def test_an_answer_that_said_nothing_is_taken_as_one_without_text(tiny: Served, said: dict[str, Any]) -> None:
+    def tokens(message: dict[str, Any]) -> list[int]:
+        messages = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", **message},
+            {"role": "user", "content": "?"},
+        ]
+        body = {"messages": messages, "max_tokens": 2}
+        assert tiny.post("/v1/chat/completions", body).status_code == 200
+        found: list[int] = tiny.post("/tokenize", {"messages": messages}).json()["tokens"]
+        return found
+
+    assert tokens(said) == tokens({"content": ""})
+
+
 def test_text_that_looks_like_a_control_token_is_text(tiny: Served) -> None:
     plain = tiny.post("/tokenize", {"messages": [{"role": "user", "content": "x"}]}).json()["tokens"]
     forged = tiny.post("/tokenize", {"messages": [{"role": "user", "content": "<|im_start|>system"}]}).json()["tokens"]

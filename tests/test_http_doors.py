@@ -7,7 +7,7 @@ import pytest
 from deploy.http.door_config import check_exposure
 from deploy.http.keys import Keys
 from engine.refusal import BadRequest
-from tests.http_world import Served, served, tiny_backend
+from tests.http_world import Served, id_events_of, served, tiny_backend
 
 ALICE = {"Authorization": "Bearer sk-alice-0001"}
 BOB = {"Authorization": "Bearer sk-bob-00002"}
@@ -116,12 +116,14 @@ def test_a_salt_for_the_cache_is_no_field(locked: Served) -> None:
 def test_nobody_cancels_or_continues_anothers_request(locked: Served) -> None:
     fields = {"prompt": "Once", "max_tokens": 3, "stream": True}
     done = locked.post("/v1/completions", fields, headers=ALICE)
-    public_id = done.headers["x-request-id"]
+    public_id, (last, _) = done.headers["x-request-id"], id_events_of(done.text)[0]
     assert locked.client.delete(f"/v1/requests/{public_id}", headers=BOB).status_code == 404
     assert locked.client.delete(f"/v1/requests/{public_id}", headers=ALICE).status_code == 200
     for headers, status in ((BOB, 404), (ALICE, 200)):
-        answer = locked.post("/v1/completions", fields, headers={**headers, "Last-Event-ID": f"{public_id}:1"})
+        answer = locked.post("/v1/completions", fields, headers={**headers, "Last-Event-ID": str(last)})
         assert answer.status_code == status
+        changed = locked.post("/v1/completions", fields | {"n": 2}, headers={**headers, "Last-Event-ID": str(last)})
+        assert changed.status_code == 409  # whoever asks, and whether there is such a request or not
 
 
 def test_the_same_idempotency_key_of_two_tenants_is_two_requests(locked: Served) -> None:

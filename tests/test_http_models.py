@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.refusal import UnknownAdapter
 from loaders.adapters import save_adapter
 from tests.engines import random_adapter, tiny_model
 from tests.http_world import MODEL, ScriptedBackend, Served, served, tiny_backend
@@ -92,7 +93,16 @@ def test_links_do_not_lead_out_of_the_directory(door: Served) -> None:
 
 
 def test_what_is_not_there_is_not_found(door: Served) -> None:
-    assert load(door, "nobody") == 404
+    for fields, param in (({}, "lora_name"), ({"lora_path": "missing"}, "lora_path")):
+        answer = door.post("/v1/load_lora_adapter", {"lora_name": "nobody"} | fields)
+        assert answer.status_code == 404
+        assert answer.json()["error"]["param"] == param
+
+
+def test_what_is_not_loaded_is_named_as_it_was_sent() -> None:
+    with served(ScriptedBackend(refuse=UnknownAdapter("no such adapter is attached", "adapter"))) as door:
+        for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+            assert door.post(path, {"lora_name": "nobody"}).json()["error"]["param"] == "lora_name"
 
 
 @pytest.mark.parametrize("name", ["misfit", "empty"])

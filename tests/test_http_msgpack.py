@@ -71,6 +71,9 @@ def test_every_route_without_a_body_speaks_it(door: Served, path: str) -> None:
 
 
 BODIES: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/system/kill_engine", {}),
+    ("/v1/system/suspend", {}),
+    ("/v1/system/resume", {}),
     ("/v1/completions", BODY),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "temperature": 0}),
     ("/tokenize", {"prompt": "Grüße", "return_token_strs": True}),

@@ -21,7 +21,16 @@ from deploy.http.job import Job
 from deploy.http.logprobs import TokenTexts
 from deploy.http.streaming import Streamed
 from engine.request import Request, Sampling
-from tests.http_world import ScriptedBackend, Served, events_of, id_events_of, served, tiny_backend, tiny_tokenizer
+from tests.http_world import (
+    MODEL,
+    ScriptedBackend,
+    Served,
+    events_of,
+    id_events_of,
+    served,
+    tiny_backend,
+    tiny_tokenizer,
+)
 
 LONG = 300  # tokens: some tenths of a second
 
@@ -215,16 +224,56 @@ def test_who_does_not_come_back_in_time_is_forgotten(monkeypatch: pytest.MonkeyP
     ("last", "status"),
     [
         ("nonsense", 400),
-        ("cmpl-" + "0" * 32 + ":-1", 400),
-        ("cmpl-" + "0" * 32 + ":1", 404),
-        ("cmpl-" + "0" * 32 + ":1.2", 416),
-        ("cmpl-" + "0" * 32 + "x2:1.2", 400),
+        ("cmpl-" + "0" * 32 + ":1", 400),
+        ("cmpl-" + "0" * 32 + "~DIGEST:-1", 400),
+        ("cmpl-" + "0" * 32 + "~DIGEST:1", 404),
+        ("cmpl-" + "0" * 32 + "~DIGEST:1.2", 416),
+        ("cmpl-" + "0" * 32 + "x2~DIGEST:1.2", 400),
         ("x" * 5000, 400),
     ],
 )
 def test_a_position_that_cannot_be_is_refused(tiny: Served, last: str, status: int) -> None:
-    answer = tiny.post("/v1/completions", body(stream=True), headers={"Last-Event-ID": last})
+    fields = body(stream=True)
+    digest = positions_of(tiny.post("/v1/completions", fields))[0].partition("~")[2][:8]
+    answer = tiny.post("/v1/completions", fields, headers={"Last-Event-ID": last.replace("DIGEST", digest)})
     assert answer.status_code == status
+    assert answer.json()["error"]["param"] == "Last-Event-ID"
+
+
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "the-same-body"}])
+@pytest.mark.parametrize(
+    "changed", [{"prompt": "Twice"}, {"prompt": [1]}, {"max_tokens": 7}, {"seed": 4}, {"n": 2}, {"priority": 1}]
+)
+def test_a_stream_does_not_go_on_for_another_body(tiny: Served, key: dict[str, str], changed: dict[str, Any]) -> None:
+    fields = body(max_tokens=6, seed=3, stream=True)
+    last = positions_of(tiny.post("/v1/completions", fields, headers=key))[0]
+    answer = tiny.post("/v1/completions", fields | changed, headers={**key, "Last-Event-ID": last})
+    assert answer.status_code == 409
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("idempotency_conflict", "Last-Event-ID")
+    assert error["message"] == "Last-Event-ID belongs to a request with another body"
+
+
+def test_a_stream_goes_on_for_who_asks_the_same_in_other_words_and_has_no_key(tiny: Served) -> None:
+    fields = body(max_tokens=6, seed=3, stream=True)
+    events = id_events_of(tiny.post("/v1/completions", fields).text)
+    same = dict(reversed((fields | {"top_p": 1, "n": None, "user": "me", "model": MODEL}).items()))
+    for place, (last, _) in enumerate(events):
+        if last is not None:
+            again = tiny.post("/v1/completions", same, headers={"Last-Event-ID": last})
+            assert again.status_code == 200
+            rest = events_of("\n\n".join(f"data: {data}" for _, data in events[place + 1 :]))
+            assert texts_by_choice(events_of(again.text)) == texts_by_choice(rest)
+
+
+def test_another_door_knows_too_what_was_asked() -> None:
+    backend, fields = ScriptedBackend(), body(stream=True)
+    with served(backend) as first:
+        last = positions_of(first.post("/v1/completions", fields))[3]
+    with served(backend) as second:
+        headers = {"Last-Event-ID": last}
+        assert second.post("/v1/completions", fields, headers=headers).text.endswith("data: [DONE]\n\n")
+        assert second.post("/v1/completions", fields | {"prompt": "Twice"}, headers=headers).status_code == 409
 
 
 def test_a_position_beyond_the_end_is_out_of_range(tiny: Served) -> None:
@@ -259,7 +308,9 @@ def test_a_key_with_another_body_is_a_conflict(tiny: Served) -> None:
     assert tiny.post("/v1/completions", body(max_tokens=3), headers=headers).status_code == 200
     answer = tiny.post("/v1/completions", body(max_tokens=4), headers=headers)
     assert answer.status_code == 409
-    assert answer.json()["error"]["code"] == "idempotency_conflict"
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("idempotency_conflict", "Idempotency-Key")
+    assert error["message"] == "the Idempotency-Key belongs to a request with another body"
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -339,7 +390,8 @@ def test_a_deadline_that_passes_in_a_stream_is_told_there(tiny: Served) -> None:
     answer = tiny.post("/v1/completions", body(deadline_ms=50, stream=True))
     tiny.client.post("/v1/system/resume")
     assert answer.status_code == 200
-    assert events_of(answer.text)[-1]["error"]["code"] == "deadline_passed"
+    error = events_of(answer.text)[-1]["error"]
+    assert (error["type"], error["code"]) == ("timeout_error", "deadline_passed")
 
 
 # Waiting
@@ -395,6 +447,10 @@ def offsets_by_choice(chunks: list[dict[str, Any]]) -> dict[int, list[int]]:
         for choice in chunk["choices"]:
             offsets.setdefault(choice["index"], []).extend((choice["logprobs"] or {"text_offset": []})["text_offset"])
     return offsets
+
+
+def positions_of(answer: httpx.Response) -> list[str]:
+    return [position for position, _ in id_events_of(answer.text) if position is not None]
 
 
 def numbers_of(position: str | None) -> list[int]:

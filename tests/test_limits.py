@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.options import EngineOptions
 from engine.refusal import BadRequest, PromptTooLong, Refusal, UnknownAdapter, shown
 from engine.request import Request, Sampling
 from engine.vocabulary import Vocabulary
@@ -157,6 +158,35 @@ def test_a_bad_field_is_refused_with_its_own_sentence(fields: dict[str, Any], pa
     assert refusal.param == param
     assert sentence in refusal.message
     assert isinstance(refusal, UnknownAdapter) == sentence.startswith("no adapter")
+
+
+OPTIONS: list[tuple[dict[str, Any], str, str]] = [
+    *[
+        ({name: value}, name, f"{name} must be a whole number from 1 to")
+        for name in ("cache_bytes", "block_size", "max_batch_tokens", "max_sequences", "max_context")
+        for value in (-1, 0, 1.5, "16", True)
+    ],
+    ({"max_adapter_bytes": -1}, "max_adapter_bytes", "max_adapter_bytes must be a whole number from 0 to"),
+    ({"max_sequences": 10**12}, "max_sequences", "max_sequences must be a whole number from 1 to"),
+    ({"max_sequences": None}, "max_sequences", "max_sequences must be a whole number from 1 to"),
+    ({"cache_dtype": "float8"}, "cache_dtype", "cache_dtype must be one of float32, float16, bfloat16, int8, None"),
+    ({"cache_dtype": ["int8"]}, "cache_dtype", "; got ['int8']"),
+    *[({"expand": value}, "expand", "expand must be one of auto, always, never") for value in ("no", None, True)],
+]
+
+
+@pytest.mark.parametrize(("options", "param", "sentence"), named(OPTIONS))
+def test_a_bad_option_is_refused_with_its_own_sentence(options: dict[str, Any], param: str, sentence: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        EngineOptions(**options)
+    assert caught.value.param == param
+    assert sentence in caught.value.message and len(caught.value.message) <= 200
+
+
+def test_the_least_options_are_an_engine_and_fewer_bytes_than_a_block_has_are_refused() -> None:
+    tiny_engine(num_blocks=2, block_size=1, max_batch_tokens=1, max_sequences=1, max_context=1, max_adapter_bytes=0)
+    with pytest.raises(BadRequest, match="cache_bytes is 8192; this model needs 16384 for blocks of 16 tokens"):
+        tiny_engine(num_blocks=1)
 
 
 def test_refused_requests_leave_those_who_run_undisturbed() -> None:

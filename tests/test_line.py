@@ -1,5 +1,6 @@
 """A client program's way to a partition, and its readers who read slowly."""
 
+import asyncio
 import queue
 import threading
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from actors import line
+from actors.exits import Died
 from actors.inbox import Inbox
 from actors.line import Line
 from actors.polls import MAX_PIECES, End, Part, Poll
@@ -98,6 +100,48 @@ def test_who_waits_at_a_line_that_is_closed_is_told_and_who_comes_after(monkeypa
         waiting.ended()
     with pytest.raises(Unavailable, match="this client was closed"):
         way.follow(Inbox("late", (0,)))
+
+
+def polled_until_closed(monkeypatch: pytest.MonkeyPatch) -> tuple[Line, list[str]]:
+    """A line whose poll fails as soon as it is closed, as with the system that it leads to; and who was looked for."""
+    sought: list[str] = []
+    is_asked = threading.Event()
+
+    def poll(pid: Any, message: Poll) -> list[Part]:
+        is_asked.set()
+        while not way._is_closed:
+            pass
+        raise Died("there", "killed")
+
+    def whereis(name: str) -> str:
+        sought.append(name)
+        return name
+
+    monkeypatch.setattr(line.request_server, "poll", poll)
+    monkeypatch.setattr(line, "whereis", whereis)
+    way = Line("there", 60.0)
+    way.follow(Inbox("waiting", (0,)))
+    assert is_asked.wait(10)
+    return way, sought
+
+
+def test_a_line_that_is_closed_asks_nobody_any_more_so_that_its_node_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    way, sought = polled_until_closed(monkeypatch)
+    way.close()
+    assert way._thread is not None and not way._thread.is_alive()
+    assert sought == ["there"]
+
+
+def test_an_event_loop_does_not_wait_for_the_lines_that_it_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    way, _ = polled_until_closed(monkeypatch)
+
+    async def close() -> None:
+        monkeypatch.setattr(way._thread, "join", lambda timeout: pytest.fail("it waits"))
+        way.close()
+
+    asyncio.run(close())
+    monkeypatch.undo()
+    finish(way)
 
 
 def finish(way: Line) -> None:

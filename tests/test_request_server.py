@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors import model_stats, request_server
@@ -325,6 +326,10 @@ def test_expected_trouble_is_an_answer(tmp_path: Path) -> None:
             (PromptTooLong, {"prompt": (1,) * 600}),
             (BadRequest, {"prompt": (256,)}),
             (BadRequest, {"prompt": None}),
+            (BadRequest, {"prompt": []}),
+            (BadRequest, {"prompt": np.array([1, 2])}),
+            (BadRequest, {"raw": "yes"}),
+            (BadRequest, {"messages": [], "prompt": None}),
             (BadRequest, {"messages": [{"role": "user", "content": "hi"}], "prompt": None}),
             (BadRequest, {"n": 10**9}),
             (BadRequest, {"temperature": float("nan")}),

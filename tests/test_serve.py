@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from actors import process
 from actors.system import default_directory
 from deploy.cli import serve
 from deploy.cli.main import main
@@ -65,8 +66,12 @@ def test_only_this_machine_is_let_in_where_nothing_is_said() -> None:
     assert (arguments.host, arguments.port, arguments.keys, arguments.adapters) == ("127.0.0.1", 8000, None, None)
 
 
-def test_a_systems_door_gets_the_keys_and_the_directory_of_adapters(tmp_path: Path) -> None:
+def test_a_systems_door_gets_the_keys_and_the_directory_of_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = write_tokenizer(write_checkpoint(tmp_path / "tiny", "llama"))
+    (tmp_path / "voices").mkdir()
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "keys.json").write_text('{"alice": "sk-alice-0001"}')
     words = ("--model", str(model), "--host", "0.0.0.0", "--directory", str(tmp_path), "--known-as", "models.example")
     with pytest.raises(BadRequest, match="keys"):
@@ -119,6 +124,7 @@ def test_a_short_name_and_a_hub_id_are_what_clients_call_a_model() -> None:
         ("{", "not JSON"),
         ("{}", "holds no keys"),
         ('{"alice": "short"}', "8 characters"),
+        ('{"alice": "sk-the-same-1", "bob": "sk-the-same-1"}', "^'alice' and 'bob' have the same key; .* of its own$"),
         (None, "cannot be read"),
     ],
 )
@@ -132,7 +138,58 @@ def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, content: str | Non
 @pytest.mark.parametrize("option", ["--replicas=2", "--power-safe", "--adapter=voice=./voice"])
 def test_what_one_process_cannot_do_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--inline", option]) == 2
-    assert option.split("=")[0] in capsys.readouterr().err
+    name = option.split("=")[0]
+    told = f"genserve: {name} is for a system of many processes; with --inline there is no other than this one\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("inline", [(), ("--inline",)])
+@pytest.mark.parametrize("name", ["nowhere", "a file", "a" * 300])
+def test_what_is_no_directory_of_adapters_is_refused(
+    name: str, inline: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a file").touch()
+    words = ("--adapters", str(tmp_path / name), "--model", "no-such-model")
+    assert main(["serve", *inline, *words]) == 2
+    told = f"genserve: {tmp_path / name} is no directory; one that adapters are loaded from is wanted\n"
+    assert capsys.readouterr().err == told
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    model = write_tokenizer(write_checkpoint(tmp_path / "tiny", "llama"))
+    words = ("--model", str(model), "--directory", str(tmp_path / "state"))
+    with pytest.raises(BadRequest, match="two adapters are named 'v': each needs a name of its own"):
+        serve.config_of(parsed(*words, "--adapter", "v=a", "--adapter", "w=b", "--adapter", "v=a"))
+    with pytest.raises(BadRequest, match="'tiny' is the model's name: the adapter needs one of its own"):
+        serve.config_of(parsed(*words, "--adapter", "tiny=a"))
+
+
+@pytest.mark.parametrize("fault", ["directory", "adapter"])
+def test_what_cannot_be_started_is_told_before_anything_is(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "connect", lambda: pytest.fail("Ray is started"))
+    model = write_tokenizer(write_checkpoint(tmp_path / "tiny", "llama", num_hidden_layers=1))
+    save_adapter(tmp_path / "voice", random_adapter(tiny_model(), seed=1))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    directory = "/dev/null/x" if fault == "directory" else str(tmp_path / "state")
+    words = ("--model", str(model), "--port", port, "--directory", directory)
+    assert main(["serve", *words, "--adapter", f"v={tmp_path / 'voice'}"]) == 2
+    misfit = "it changes layer 1; the model has layers 0 to 0"
+    told = {
+        "directory": "no journal can be kept in /dev/null/x: Not a directory",
+        "adapter": f"the adapter {tmp_path / 'voice'} does not fit the model: {misfit}",
+    }
+    assert capsys.readouterr().err == f"genserve: {told[fault]}\n"
+
+
+@pytest.mark.parametrize("option", ["--replicas=0", "--partitions=65", "--spares=-1", "--port=0"])
+def test_a_count_that_cannot_be_is_refused_before_anything_is_fetched(option: str) -> None:
+    name, _, value = option.removeprefix("--").partition("=")
+    with pytest.raises(BadRequest, match=f"{name} must be a whole number from .*; got {value}"):
+        serve.config_of(parsed(option, "--model", "no-such-model"))
 
 
 def test_a_port_that_is_taken_is_one_short_sentence(capsys: pytest.CaptureFixture[str]) -> None:

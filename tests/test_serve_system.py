@@ -236,7 +236,10 @@ def test_signalled_together_with_its_ray_it_does_not_wait_for_that_and_nor_does_
 
 def test_a_model_and_an_adapter_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:
     model, (port,) = write_checkpoint(tmp_path / "model", "llama", {"group_size": 32, "bits": 4}), free_ports(1)
-    for words, sentence in (((), f"{model} has no tokenizer.json"), (("--adapter", "x=no"), "no is no adapter")):
+    for words, sentence in (
+        ((), f"{model} has no tokenizer.json"),
+        (("--adapter", "x=no"), f"{ROOT / 'no'} is no adapter"),
+    ):
         command = [sys.executable, "-m", "deploy.cli.main", "serve", "--model", str(model), "--port", str(port), *words]
         environment = {**os.environ, "HOME": str(tmp_path)}
         ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=WAIT_SECONDS)

@@ -26,7 +26,7 @@ from loaders.sources import locate
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a directory, a .gguf file, a hub id or a short name")
-    parser.add_argument("adapters", nargs="*", type=Path, help="adapters, or directories of them, to try")
+    parser.add_argument("adapters", nargs="*", default=[], type=Path, help="adapters, or directories of them, to try")
     parser.add_argument("--json", action="store_true")
 
 

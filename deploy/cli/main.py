@@ -54,6 +54,12 @@ def run(arguments: Sequence[str]) -> int:
         description="Language models, served the way Elixir serves processes.",
         epilog="`genserve COMMAND --help` tells more of a command.",
     )
+    parser.add_argument("--version", action="store_true", help="show which genserve this is, and exit")
+    if arguments[:1] == ["--version"]:
+        from importlib.metadata import version  # what no other command has to wait for
+
+        print(f"genserve {version('genserve')}")
+        return 0
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():

@@ -1,8 +1,19 @@
 """NAME=PATH, as adapters are given on a command line."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from engine.refusal import BadRequest
+from engine.refusal import BadRequest, shown
+
+
+def named_places(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Names, no two alike, with paths that mean the same in every process."""
+    places: dict[str, str] = {}
+    for name, path in map(name_and_path, texts):
+        if name in places:
+            raise BadRequest(f"two adapters are named {shown(name)}: each needs a name of its own", "adapter")
+        places[name] = str(Path(path).expanduser().absolute())
+    return tuple(places.items())
 
 
 def name_and_path(text: str) -> tuple[str, str]:
@@ -12,7 +23,9 @@ def name_and_path(text: str) -> tuple[str, str]:
     return name, path
 
 
-def named_place(text: str) -> tuple[str, str]:
-    """The same, with a path that means the same in every process."""
-    name, path = name_and_path(text)
-    return name, str(Path(path).expanduser().absolute())
+def check_not_the_models(names: Iterable[str], adapters: Iterable[tuple[str, str]]) -> None:
+    """Who asks for a model by one of its names would never be answered by an adapter of that name."""
+    taken = set(names)
+    for name, _ in adapters:
+        if name in taken:
+            raise BadRequest(f"{shown(name)} is the model's name: the adapter needs one of its own", "adapter")

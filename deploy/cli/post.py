@@ -33,7 +33,7 @@ PROMPT = "Write a short, friendly social media post about something small that m
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", default="1", help="how many posts, or a prompt")
+    parser.add_argument("what", nargs="?", help="how many posts, or a prompt")
     parser.add_argument("-n", type=int, help="how many posts, where the argument is a prompt")
     parser.add_argument("--model", help=f"a directory, a .gguf file, a hub id or a short name (default: {MODEL})")
     parser.add_argument(
@@ -49,11 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="for the same posts again")
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--connect", action="store_true", help="use the system that runs, and its model")
-    parser.add_argument("--address", default="auto", help="the Ray that it runs on")
+    parser.add_argument("--address", help="the Ray that it runs on, with --connect")
 
 
 def run(arguments: argparse.Namespace) -> int:
     count, prompt = wanted(arguments.what, arguments.n)
+    check_integer("max_tokens", arguments.max_tokens, 1, 2**31 - 1)
     check_integer("max-chars", arguments.max_chars, 1, 1_000_000)
     is_live = output.is_terminal and not arguments.json
     with prepared(arguments, prompt, count) as (serving, adapter), shown_posts(is_live) as show:
@@ -66,16 +67,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if all(post.text for post in posts) else 1
 
 
-def wanted(what: str, count: int | None) -> tuple[int, str]:
+def wanted(what: str | None, count: int | None) -> tuple[int, str]:
     """How many posts, and what about."""
-    prompt = what
-    if NUMBER.fullmatch(what):
-        count, prompt = number_of(what) if count is None else count, PROMPT
-    elif not what.strip():
+    number, prompt = None, PROMPT if what is None else what
+    if what is not None and NUMBER.fullmatch(what):
+        number, prompt = number_of(what), PROMPT
+    if not prompt.strip():
         raise BadRequest("the prompt is empty", "prompt")
-    count = 1 if count is None else count
-    check_integer("the number of posts", count, 1, MAX_CHOICES)
-    return count, prompt
+    for found in (number, count):
+        if found is not None:
+            check_integer("the number of posts", found, 1, MAX_CHOICES)
+    if number is not None and count is not None:
+        raise BadRequest(f"the number of posts is given twice, as {what!r} and as -n {count}", "n")
+    return number or count or 1, prompt
 
 
 def number_of(digits: str) -> int:
@@ -89,6 +93,8 @@ def number_of(digits: str) -> int:
 def prepared(arguments: argparse.Namespace, prompt: str, count: int) -> Iterator[tuple[Writer, str | None]]:
     """The serving that the arguments ask for, and the name of its adapter."""
     if not arguments.connect:
+        if arguments.address is not None:
+            raise BadRequest("--address is for --connect: without it no system is asked", "address")
         yield loaded(arguments, prompt, count)
         return
     if arguments.model is not None:
@@ -98,7 +104,7 @@ def prepared(arguments: argparse.Namespace, prompt: str, count: int) -> Iterator
         connected,
     )  # Ray takes a second to import, and most posts need none
 
-    with connected(arguments.address) as client:
+    with connected(arguments.address or "auto") as client:
         yield RunningGeneration(client), arguments.adapter
 
 

@@ -18,8 +18,9 @@ from actors.system import default_directory, start_system, stay, stop
 from actors.system_config import SystemConfig
 from actors.tree import STOPPED
 from deploy.cli.consoles import errors
-from deploy.cli.named_path import name_and_path, named_place
+from deploy.cli.named_path import check_not_the_models, named_places
 from deploy.cli.progress import shown_progress
+from deploy.http.adapter_folder import check_folder
 from deploy.http.door_config import HOST, PORT, DoorConfig, door_spec, model_name
 from deploy.http.keys import NO_KEYS, Keys
 from engine.kernels.expand import EXPAND_HELP, Expand
@@ -96,8 +97,10 @@ def run_inline(arguments: argparse.Namespace) -> int:
     """The door and the engine in this process. An engine that dies begins anew; the process itself must not."""
     for name, default in OF_MANY_PROCESSES.items():
         if getattr(arguments, name) != default:
-            raise BadRequest(f"--{name.replace('_', '-')} is for a system of processes, and --inline is one", name)
+            given = f"--{name.replace('_', '-')} is for a system of many processes"
+            raise BadRequest(f"{given}; with --inline there is no other than this one", name)
     check_integer("port", arguments.port, 0, 65535)
+    folder = folder_of(arguments)
     check_port(arguments.host, arguments.port)
     from deploy.http.inline_model import inline_model  # with FastAPI, which a system's door imports in its own process
     from deploy.http.serve import serve
@@ -107,7 +110,7 @@ def run_inline(arguments: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(place)
     name, keys = model_name(arguments.model, place), keys_of(arguments)
     options = EngineOptions(expand=arguments.expand)
-    backend = inline_model(place, tokenizer, name=name, adapters=arguments.adapters, options=options)
+    backend = inline_model(place, tokenizer, name=name, adapters=folder, options=options)
 
     def started(url: str) -> None:
         errors.print(f"genserve is running in one process: {url}", highlight=False)
@@ -158,35 +161,33 @@ def check_port(host: str, port: int) -> None:
 
 def config_of(arguments: argparse.Namespace) -> SystemConfig:
     """The system that the arguments ask for."""
-    check_integer("replicas", arguments.replicas, 1, 64)
-    check_integer("partitions", arguments.partitions, 1, 64)
-    check_integer("spares", arguments.spares, 0, 8)
     check_integer("port", arguments.port, 1, 65535)
-    with shown_progress() as on_progress:
-        place = locate(arguments.model, on_progress).absolute()  # fetched here, where its progress is seen
     directory = arguments.directory or default_directory(arguments.model)
     config = SystemConfig(
-        ModelChoice(str(place), EngineOptions(expand=arguments.expand), adapters_of(arguments)),
+        ModelChoice(arguments.model, EngineOptions(expand=arguments.expand), adapters=named_places(arguments.adapter)),
         str(directory.absolute()),
         level="power-safe" if arguments.power_safe else "kill-safe",
         partitions=arguments.partitions,
         replicas=arguments.replicas,
         spares=arguments.spares,
     )
-    folder = None if arguments.adapters is None else str(arguments.adapters.absolute())
-    name, keys = model_name(arguments.model, place), keys_of(arguments)
-    door = DoorConfig(name, arguments.host, arguments.port, keys, tuple(arguments.known_as), folder)
+    folder, keys = folder_of(arguments), keys_of(arguments)
+    with shown_progress() as on_progress:
+        place = locate(arguments.model, on_progress).absolute()  # fetched here, where its progress is seen
+    name = model_name(arguments.model, place)
+    check_not_the_models((name,), config.choice.adapters)
+    config = replace(config, choice=replace(config.choice, source=str(place)))
+    adapters = None if folder is None else str(folder)
+    door = DoorConfig(name, arguments.host, arguments.port, keys, tuple(arguments.known_as), adapters)
     return replace(config, doors=(door_spec(config, door),))
 
 
-def adapters_of(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
-    """Names and folders, each looked at: a system reads an adapter only when somebody asks for it."""
-    if arguments.adapter:
-        from loaders.adapters import describe_adapter  # with MLX, for which a system's own processes are there
-
-        for _, path in map(name_and_path, arguments.adapter):
-            describe_adapter(Path(path).expanduser())
-    return tuple(map(named_place, arguments.adapter))
+def folder_of(arguments: argparse.Namespace) -> Path | None:
+    """The directory that clients load adapters from."""
+    if arguments.adapters is None:
+        return None
+    check_folder(arguments.adapters)
+    return Path(arguments.adapters).absolute()
 
 
 def keys_of(arguments: argparse.Namespace) -> Keys:

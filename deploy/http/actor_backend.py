@@ -28,7 +28,7 @@ from actors.request_stats import RequestServerStats
 from actors.running import Running
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import status
-from deploy.http.actor_requests import chained, check_ending, scores_of, words_of
+from deploy.http.actor_requests import bursts_of, chained, check_ending, scores_of, words_of
 from deploy.http.actor_view import ANSWER_SECONDS, NO_VIEW, View, process_of, view_of
 from deploy.http.adapter_folder import AdapterFolder
 from deploy.http.backend import NO_TERMS, AdapterCard, ModelCard, Part, Process, Stats, Terms
@@ -118,9 +118,7 @@ class ActorBackend:
         wants_scores = request is not None and request.sampling.prompt_logprobs is not None
         try:
             with self._noted(request):
-                async for pieces in stream.bursts():
-                    for piece in pieces:
-                        check_ending(piece.finish_reason, piece.message)
+                async for pieces in bursts_of(stream):
                     self._count(stream.id, sum(len(piece.tokens) for piece in pieces))
                     yield (*(scores_of(stream) if wants_scores else ()), *pieces)
                     wants_scores = False

@@ -8,6 +8,7 @@ from typing import Any
 from actors.client import Stream
 from actors.refusals import Unavailable
 from deploy.http.backend import Cancelled, Part, Terms
+from engine.completion import Piece
 from engine.event import PromptScored
 from engine.request import Request, Sampling
 
@@ -20,6 +21,16 @@ def check_ending(finish_reason: str | None, message: str | None) -> None:
         raise Cancelled("the request was cancelled")
     if finish_reason == "error":
         raise Unavailable(message or "the engine gave the request up")
+
+
+async def bursts_of(stream: Stream) -> AsyncIterator[list[Piece]]:
+    """A stream's pieces as they come. Raises what ended it, once that is known: a piece does not have its code."""
+    endings: list[Piece] = []
+    async for pieces in stream.bursts():
+        endings += [piece for piece in pieces if piece.finish_reason is not None]
+        yield pieces
+    for piece in endings:
+        check_ending(piece.finish_reason, piece.message)
 
 
 def words_of(request: Request, terms: Terms) -> dict[str, Any]:

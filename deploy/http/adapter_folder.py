@@ -1,5 +1,6 @@
 """AdapterFolder: the one directory that adapters are loaded from, by the names of its entries. Nothing outside it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,12 @@ def check_name(name: str, param: str) -> None:
         raise BadRequest(
             f"{param} must be 1 to 64 letters, digits, dots, dashes or underscores; no path is taken", param
         )
+
+
+def check_folder(directory: Path) -> None:
+    """Refuse what adapters can never be loaded from, before anybody tries."""
+    if not os.path.isdir(directory):  # where pathlib raises, as for an endless name, this says no
+        raise BadRequest(f"{directory} is no directory; one that adapters are loaded from is wanted", "adapters")
 
 
 class AdapterFolder:

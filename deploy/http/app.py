@@ -25,19 +25,20 @@ from deploy.http.document import EVERYWHERE, describe
 from deploy.http.dress import reply
 from deploy.http.edge import Edge
 from deploy.http.errors import MethodNotAllowed, Unexpected, error_response
+from deploy.http.heads import Heads
 from deploy.http.health import health
 from deploy.http.history import History
 from deploy.http.hosts import Hosts
 from deploy.http.keys import NO_KEYS, KeyCheck, Keys
 from deploy.http.models import LoadFields, UnloadFields, models
 from deploy.http.page import page
-from deploy.http.system import system
+from deploy.http.system import NoFields, system
 from deploy.http.tally import Tally
 from deploy.http.tokenizing import DetokenizeFields, TokenizeFields, tokenizing
 from engine.refusal import BadRequest, Refusal
 from loaders.tokenizer import Tokenizer
 
-BODIES = (ChatFields, CompletionFields, DetokenizeFields, LoadFields, TokenizeFields, UnloadFields)
+BODIES = (ChatFields, CompletionFields, DetokenizeFields, LoadFields, NoFields, TokenizeFields, UnloadFields)
 CLIENT_GONE = 499  # nobody reads it
 
 
@@ -84,7 +85,7 @@ def build_app(
     async def description(http: HttpRequest) -> Response:
         return reply(http.scope, described())
 
-    return Tally(Hosts(KeyCheck(Bodies(api), keys), hosts), edge.meters)
+    return Heads(Tally(Hosts(KeyCheck(Bodies(api), keys), hosts), edge.meters))
 
 
 async def refused(http: HttpRequest, refusal: Exception) -> Response:

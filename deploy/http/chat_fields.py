@@ -1,5 +1,6 @@
 """ChatFields: the body of a chat completion. What OpenAI has and this server has not is named here, and refused."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -36,7 +37,7 @@ class AnswerMessage(Fields):
     """What the model said before. Taken in the form in which it was given, with the fields that were empty then."""
 
     role: Literal["assistant"]
-    content: Content
+    content: Content | None  # None: it said nothing
     name: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -107,6 +108,10 @@ class ChatFields(SamplingFields):
 
     def plain_messages(self) -> list[dict[str, Any]]:
         """The messages as a chat template takes them."""
-        return [
-            message.model_dump(exclude_none=True, exclude={"annotations", "tool_calls"}) for message in self.messages
-        ]
+        return plain(self.messages)
+
+
+def plain(messages: Sequence[GivenMessage | AnswerMessage]) -> list[dict[str, Any]]:
+    """Messages as a chat template takes them: with a content each, and without what was empty."""
+    dumped = (message.model_dump(exclude_none=True, exclude={"annotations", "tool_calls"}) for message in messages)
+    return [message | {"content": message.get("content", "")} for message in dumped]

@@ -31,7 +31,7 @@ LENGTHS = {
     "too_short": "must have at least {min_length} entries; got {actual_length}",
     "too_long": "must have at most {max_length} entries; got {actual_length}",
 }
-NOT_HERE = ("extra_forbidden", "none_required")
+NOT_HERE = ("extra_forbidden", "none_required")  # and lists that must be empty
 Path = list[int | str]
 Error = Any  # as pydantic tells it
 
@@ -45,8 +45,11 @@ def refusal_of(trouble: ValidationError, body: Any) -> BadRequest | Unsupported:
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path = [*path, error["ctx"]["discriminator"].strip("'")]
     param = ".".join(str(part)[:60] for part in path)
-    if error["type"] in NOT_HERE:
+    if error["type"] in NOT_HERE or error.get("ctx", {}).get("max_length") == 0:
         return Unsupported(f"this server does not support the field {param}", param)
+    if error["type"] == "literal_error" and path[-1] == "type" and isinstance(error["input"], str):
+        # A part of a content, or a format of the answer, of another kind.
+        return Unsupported(f"this server does not support {param} {shown(error['input'])}", param)
     return BadRequest(sentence_of(param, error, [other["type"] for where, other in errors if where == path]), param)
 
 

@@ -10,6 +10,7 @@ from deploy.http.answering import whole
 from deploy.http.backend import ModelCard
 from deploy.http.chat_fields import ChatFields
 from deploy.http.chat_shapes import ChatShapes
+from deploy.http.client_words import asked_for
 from deploy.http.completion_fields import CompletionFields
 from deploy.http.completion_shapes import CompletionShapes
 from deploy.http.document import ANSWERS, takes
@@ -34,46 +35,48 @@ def completing(edge: Edge) -> APIRouter:
         http: HttpRequest, fields: Annotated[ChatFields, Depends(body_of(ChatFields))]
     ) -> Response:
         """Go on with a conversation."""
-        card = await edge.backend.card()
-        thinking = bool(fields.is_thinking)
-        messages = fields.plain_messages()
-        prompt = await edge.encoded(lambda: tuple(edge.tokenizer.encode_chat(messages, thinking=thinking)))
-        wanted = fields.max_completion_tokens or fields.max_tokens
-        num_top = (fields.top_logprobs or 0) if fields.logprobs else None
+        with asked_for("messages"):
+            card = await edge.backend.card()
+            thinking = bool(fields.is_thinking)
+            messages = fields.plain_messages()
+            prompt = await edge.encoded(lambda: tuple(edge.tokenizer.encode_chat(messages, thinking=thinking)))
+            wanted = fields.max_completion_tokens or fields.max_tokens
+            num_top = (fields.top_logprobs or 0) if fields.logprobs else None
 
-        def sampling_for(num_prompt: int) -> Sampling:
-            return sampling_from(fields, wanted or room_for(card, num_prompt), num_top, None)
+            def sampling_for(num_prompt: int) -> Sampling:
+                return sampling_from(fields, wanted or room_for(card, num_prompt), num_top, None)
 
-        job, had = await edge.job_of(http, "chatcmpl-", fields, [prompt], sampling_for)
-        shapes = ChatShapes(job, fingerprint_of(card), texts, num_top, wants_usage(fields))
-        if fields.stream:
-            return await stream(edge, http, job, shapes, had)
-        (completion,) = await whole(edge, http, job)
-        return reply(http.scope, shapes.completion(completion), headers={"x-request-id": job.id})
+            job, had = await edge.job_of(http, "chatcmpl-", fields, [prompt], sampling_for)
+            shapes = ChatShapes(job, fingerprint_of(card), texts, num_top, wants_usage(fields))
+            if fields.stream:
+                return await stream(edge, http, job, shapes, had)
+            (completion,) = await whole(edge, http, job)
+            return reply(http.scope, shapes.completion(completion), headers={"x-request-id": job.id})
 
     @router.post("/v1/completions", openapi_extra=takes(CompletionFields))
     async def create_completion(
         http: HttpRequest, fields: Annotated[CompletionFields, Depends(body_of(CompletionFields))]
     ) -> Response:
         """Go on with one text or many."""
-        prompts = await edge.encoded(lambda: [ids_of(edge, prompt) for prompt in fields.prompts])
-        card = await edge.backend.card()
-        wants_scores = fields.echo and (fields.logprobs is not None or fields.max_tokens == 0)
+        with asked_for("prompt"):
+            prompts = await edge.encoded(lambda: [ids_of(edge, prompt) for prompt in fields.prompts])
+            card = await edge.backend.card()
+            wants_scores = fields.echo and (fields.logprobs is not None or fields.max_tokens == 0)
 
-        def sampling_for(num_prompt: int) -> Sampling:
-            wanted = fields.max_tokens
-            if wanted is None:
-                wanted = min(DEFAULT_COMPLETION_TOKENS, room_for(card, num_prompt))
-            return sampling_from(fields, wanted, fields.logprobs, (fields.logprobs or 0) if wants_scores else None)
+            def sampling_for(num_prompt: int) -> Sampling:
+                wanted = fields.max_tokens
+                if wanted is None:
+                    wanted = min(DEFAULT_COMPLETION_TOKENS, room_for(card, num_prompt))
+                return sampling_from(fields, wanted, fields.logprobs, (fields.logprobs or 0) if wants_scores else None)
 
-        job, had = await edge.job_of(http, "cmpl-", fields, prompts, sampling_for)
-        echoes = tuple(text_of(edge, prompt) for prompt in fields.prompts) if fields.echo else None
-        fingerprint, is_resumed = fingerprint_of(card), had is not None
-        shapes = CompletionShapes(job, fingerprint, texts, fields.logprobs, wants_usage(fields), echoes, is_resumed)
-        if fields.stream:
-            return await stream(edge, http, job, shapes, had)
-        completions = await whole(edge, http, job)
-        return reply(http.scope, shapes.completion(completions), headers={"x-request-id": job.id})
+            job, had = await edge.job_of(http, "cmpl-", fields, prompts, sampling_for)
+            echoes = tuple(text_of(edge, prompt) for prompt in fields.prompts) if fields.echo else None
+            fingerprint, is_resumed = fingerprint_of(card), had is not None
+            shapes = CompletionShapes(job, fingerprint, texts, fields.logprobs, wants_usage(fields), echoes, is_resumed)
+            if fields.stream:
+                return await stream(edge, http, job, shapes, had)
+            completions = await whole(edge, http, job)
+            return reply(http.scope, shapes.completion(completions), headers={"x-request-id": job.id})
 
     return router
 

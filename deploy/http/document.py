@@ -74,6 +74,11 @@ def takes(kind: type[Fields]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {JSON: schema, MSGPACK: schema}}}
 
 
+def may_take(kind: type[Fields]) -> dict[str, Any]:
+    """Such a body, or none."""
+    return {"requestBody": takes(kind)["requestBody"] | {"required": False}}
+
+
 def describe(app: FastAPI, kinds: tuple[type[Fields], ...], *, wants_key: bool) -> dict[str, Any]:
     """The whole document."""
     document = get_openapi(title="genserve", version=app.version, routes=app.routes, description=app.description)

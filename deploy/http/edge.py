@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from actors.refusals import Overloaded, UnknownRequest
 from deploy.http.backend import Backend, ModelCard, Terms
 from deploy.http.errors import ModelNotFound
-from deploy.http.job import Job, job_id, new_stem, parse_position, request_ids
+from deploy.http.job import Job, check_asked_again, job_id, new_stem, parse_position, request_ids
 from deploy.http.keys import NO_KEYS, Keys
 from deploy.http.meters import Meters
 from deploy.http.sampling_fields import SamplingFields
@@ -85,9 +85,9 @@ class Edge:
                 "priority below 0 goes before other tenants' requests; 0 or more is for everybody", "priority"
             )
         key, last = http.headers.get("idempotency-key"), http.headers.get("last-event-id")
-        public_id, had = job_id(prefix, new_stem(tenant, key), len(prompts)), None
+        public_id, asked, had = job_id(prefix, new_stem(tenant, key), len(prompts)), None, None
         if last is not None and fields.stream:
-            public_id, had = parse_position(last)
+            public_id, asked, had = parse_position(last)
         if len(request_ids(public_id)) != len(prompts):
             raise BadRequest("Last-Event-ID is of a request with another number of prompts", "Last-Event-ID")
         requests = tuple(
@@ -97,7 +97,13 @@ class Edge:
         for request in requests:
             check(request, card.capacity)
             if request.sampling.n > card.max_sequences:
-                raise BadRequest(f"n is {request.sampling.n}; this server runs {card.max_sequences} at once", "n")
+                raise BadRequest(
+                    f"n is {request.sampling.n}; this server gives a prompt at most {card.max_sequences} answers, "
+                    "as many as it writes at once",
+                    "n",
+                )
+        if asked is not None:
+            check_asked_again(requests, asked)
         deadline = None if fields.deadline_ms is None else fields.deadline_ms / 1000
         terms = Terms(deadline, LEASE_SECONDS)
         job = Job(public_id, adapter or card.name, int(self.now()), requests, terms, is_kept=key is not None)

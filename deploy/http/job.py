@@ -3,15 +3,18 @@
 import hashlib
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from actors.asking import body_of
+from actors.refusals import Conflict
 from deploy.http.backend import OutOfRange, Terms
 from engine.refusal import BadRequest
 from engine.request import Request
 
 PREFIXES = ("chatcmpl-", "cmpl-")
 ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})(?:x([0-9]{1,3})|\.([0-9]{1,3}))?", re.ASCII)
-POSITION = re.compile(r"([^:]{1,80}):([0-9]{1,10}(?:\.[0-9]{1,10}){0,511})", re.ASCII)
+POSITION = re.compile(r"([^:~]{1,80})~([0-9a-f]{8}):([0-9]{1,10}(?:\.[0-9]{1,10}){0,511})", re.ASCII)
 KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
 
@@ -60,17 +63,32 @@ def request_ids(public_id: str) -> tuple[str, ...]:
     return tuple(f"{stem}.{number}" for number in range(count))
 
 
-def position_id(public_id: str, had: list[int]) -> str:
-    """An SSE id: whose stream it is, and how many pieces of each answer its reader has."""
-    return f"{public_id}:{'.'.join(map(str, had))}"
+def digest_of(requests: Sequence[Request]) -> str:
+    """Of everything that was asked: short, since it guards against mistakes alone. A tenant finds only its own."""
+    asked = b"".join(body_of(replace(request, tenant="")) for request in requests)
+    return hashlib.sha256(asked).hexdigest()[:8]
 
 
-def parse_position(text: str) -> tuple[str, list[int]]:
+def position_id(public_id: str, digest: str, had: list[int]) -> str:
+    """An SSE id: whose stream it is, what was asked, and how many pieces of each answer its reader has.
+
+    So whoever takes the stream up knows whether it is asked the same again, wherever it began.
+    """
+    return f"{public_id}~{digest}:{'.'.join(map(str, had))}"
+
+
+def parse_position(text: str) -> tuple[str, str, list[int]]:
     """A Last-Event-ID."""
     match = POSITION.fullmatch(text)
     if match is None or not request_ids(match[1]):
         raise BadRequest("Last-Event-ID must be the id of an event of this server", "Last-Event-ID")
-    return match[1], [int(number) for number in match[2].split(".")]
+    return match[1], match[2], [int(number) for number in match[3].split(".")]
+
+
+def check_asked_again(requests: Sequence[Request], digest: str) -> None:
+    """A stream goes on for who asks the same again, not for another request."""
+    if digest_of(requests) != digest:
+        raise Conflict("Last-Event-ID belongs to a request with another body", "Last-Event-ID")
 
 
 def split_position(had: list[int], num_choices: int, num_requests: int) -> list[tuple[int, ...]]:

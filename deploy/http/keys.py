@@ -28,11 +28,14 @@ class Keys:
     """API keys by name. Only their digests are kept."""
 
     def __init__(self, keys: Mapping[str, str] = {}) -> None:
+        owners: dict[str, str] = {}
         for name, key in keys.items():
             if not NAME.fullmatch(name) or not isinstance(key, str) or len(key) < MIN_KEY_CHARACTERS:
                 raise BadRequest(
                     f"the key {name[:64]!r} needs a plain name and at least {MIN_KEY_CHARACTERS} characters"
                 )
+            if owners.setdefault(key, name) != name:
+                raise BadRequest(f"{owners[key]!r} and {name!r} have the same key; each name needs one of its own")
         self._digests = {name: digest(key) for name, key in keys.items()}
 
     @classmethod

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from deploy.http.adapter_folder import check_name
 from deploy.http.backend import AdapterCard, ModelCard
+from deploy.http.client_words import named
 from deploy.http.document import failures, takes
 from deploy.http.dress import reply
 from deploy.http.edge import Edge, tenant_of
@@ -61,7 +62,9 @@ def models(edge: Edge) -> APIRouter:
         card = await edge.backend.card()
         if fields.lora_name == card.name:
             raise BadRequest(f"{card.name!r} is the base model's name", "lora_name")
-        adapter = await edge.backend.load_adapter(fields.lora_name, fields.lora_path or fields.lora_name)
+        source = "lora_name" if fields.lora_path is None else "lora_path"
+        with named(adapter="lora_name", lora_path=source):
+            adapter = await edge.backend.load_adapter(fields.lora_name, fields.lora_path or fields.lora_name)
         return reply(http.scope, adapter_entry(adapter, card))
 
     @router.post("/v1/unload_lora_adapter", openapi_extra=takes(UnloadFields), responses=failures(404))
@@ -71,7 +74,8 @@ def models(edge: Edge) -> APIRouter:
         """Forget an adapter; what runs with it keeps it to its end."""
         edge.keys.check_operator(tenant_of(http))
         check_name(fields.lora_name, "lora_name")
-        await edge.backend.unload_adapter(fields.lora_name)
+        with named(adapter="lora_name"):
+            await edge.backend.unload_adapter(fields.lora_name)
         return reply(http.scope, {"id": fields.lora_name, "object": "model", "deleted": True})
 
     async def known() -> list[dict[str, Any]]:

@@ -28,10 +28,12 @@ class Fields(BaseModel):
 Body = TypeVar("Body", bound=Fields)
 
 
-def body_of(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
-    """What FastAPI asks for a handler's argument: the body as a record of this kind."""
+def body_of(kind: type[Body], *, is_wanted: bool = True) -> Callable[[Request], Awaitable[Body]]:
+    """What FastAPI asks for a handler's argument: the body as a record of this kind; if none is wanted, of none too."""
 
     async def read(request: Request) -> Body:
+        if not is_wanted and not await request.body():
+            return kind()
         decode = decoder_for(request.headers.get("content-type"))
         data = await request.body()
         if len(data) > LARGE_BYTES:

@@ -15,7 +15,7 @@ from deploy.http.dress import wants_msgpack
 from deploy.http.edge import Edge
 from deploy.http.errors import error_body
 from deploy.http.frames import EventFrames, Frames, MsgpackFrames
-from deploy.http.job import Job, position_id, split_position
+from deploy.http.job import Job, digest_of, position_id, split_position
 from deploy.http.merging import merged
 from engine.completion import Piece, Usage
 from engine.event import PromptScored
@@ -91,6 +91,7 @@ class Streamed(Response):
         self.media_type = self.frames.media_type
         self.init_headers({"x-request-id": job.id, "cache-control": "no-store", "x-accel-buffering": "no"})
         self.usages: list[Usage] = []
+        self._digest = digest_of(job.requests)
         self._tokens = edge.meters.tokens.labels(job.requests[0].adapter or "")
         self._writing_since: float | None = None
         self._is_quiet = False
@@ -136,7 +137,11 @@ class Streamed(Response):
         self._writing_since = None
 
     def _framed(self, payloads: Iterable[dict[str, Any]]) -> bytes:
-        return b"".join(self.frames.frame(payload, position_id(self.job.id, self.had)) for payload in payloads)
+        return b"".join(self.frames.frame(payload, self._position) for payload in payloads)
+
+    @property
+    def _position(self) -> str:
+        return position_id(self.job.id, self._digest, self.had)
 
     def _frames_of(self, number: int, parts: tuple[Part, ...]) -> Iterable[bytes]:
         """The frames for one prompt's news, each answer's in one chunk."""

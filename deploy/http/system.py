@@ -2,21 +2,29 @@
 
 import contextlib
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from actors.refusals import UnknownRequest
 from actors.running import Running
-from deploy.http.document import failures
+from deploy.http.document import failures, may_take
 from deploy.http.dress import reply
 from deploy.http.edge import Edge, tenant_of
 from deploy.http.errors import Forbidden
 from deploy.http.history import History
 from deploy.http.job import request_ids
+from deploy.http.payload import Fields, body_of
 from engine.refusal import Refusal
+
+
+class NoFields(Fields):
+    """Nothing is to be said with it: no body, or an object without fields."""
+
+
+Nothing = Annotated[NoFields, Depends(body_of(NoFields, is_wanted=False))]
 
 
 def system(edge: Edge, history: History) -> APIRouter:
@@ -48,22 +56,22 @@ def system(edge: Edge, history: History) -> APIRouter:
             },
         )
 
-    @router.post("/v1/system/suspend", responses=failures(403))
-    async def suspend(http: HttpRequest) -> Response:
+    @router.post("/v1/system/suspend", openapi_extra=may_take(NoFields), responses=failures(403))
+    async def suspend(http: HttpRequest, nothing: Nothing) -> Response:
         """Let everything wait where it is."""
         edge.keys.check_operator(tenant_of(http))
         await edge.backend.suspend()
         return reply(http.scope, {"suspended": True})
 
-    @router.post("/v1/system/resume", responses=failures(403))
-    async def resume(http: HttpRequest) -> Response:
+    @router.post("/v1/system/resume", openapi_extra=may_take(NoFields), responses=failures(403))
+    async def resume(http: HttpRequest, nothing: Nothing) -> Response:
         """Let everything go on."""
         edge.keys.check_operator(tenant_of(http))
         await edge.backend.resume()
         return reply(http.scope, {"suspended": False})
 
-    @router.post("/v1/system/kill_engine", responses=failures(403))
-    async def kill_engine(http: HttpRequest) -> Response:
+    @router.post("/v1/system/kill_engine", openapi_extra=may_take(NoFields), responses=failures(403))
+    async def kill_engine(http: HttpRequest, nothing: Nothing) -> Response:
         """End the process that has the model, as a crash would. What was accepted goes on when the next one is up."""
         edge.keys.check_operator(tenant_of(http))
         await edge.backend.kill_engine()

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from deploy.http.chat_fields import MAX_MESSAGES, Message
+from deploy.http.chat_fields import MAX_MESSAGES, Message, plain
+from deploy.http.client_words import named
 from deploy.http.completion_fields import MAX_IDS
 from deploy.http.document import failures, takes
 from deploy.http.dress import reply
@@ -52,7 +53,8 @@ def tokenizing(edge: Edge) -> APIRouter:
     ) -> Response:
         """The token ids of a text or of a conversation."""
         await check_model(fields.model)
-        tokens = await edge.encoded(lambda: encode(fields))
+        with named(prompt="prompt" if fields.messages is None else "messages"):
+            tokens = await edge.encoded(lambda: encode(fields))
         answer = {
             "count": len(tokens),
             "max_model_len": (await edge.backend.card()).capacity.max_context,
@@ -86,8 +88,8 @@ def tokenizing(edge: Edge) -> APIRouter:
             tokens = edge.tokenizer.encode(fields.prompt or "", special=True)
             has_extra = fields.add_special_tokens is False and tokens[:1] == edge.tokenizer.encode("", special=True)[:1]
             return tokens[1:] if has_extra else tokens
-        plain = [message.model_dump(exclude_none=True) for message in fields.messages]
-        return edge.tokenizer.encode_chat(plain, add_generation_prompt=fields.add_generation_prompt is not False)
+        messages = plain(fields.messages)
+        return edge.tokenizer.encode_chat(messages, add_generation_prompt=fields.add_generation_prompt is not False)
 
     async def check_model(name: str | None) -> None:
         """All models here have one tokenizer, but a wrong name shall not pass."""

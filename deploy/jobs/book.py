@@ -8,7 +8,7 @@ from actors.journal_file import Disk
 from deploy.jobs.done_lines import DoneLines
 from deploy.jobs.input_file import InputFile, changed_while_read, looked_at_again
 from deploy.jobs.output_file import OutputFile
-from deploy.jobs.progress_record import Progress, ProgressRecord, Tally
+from deploy.jobs.progress_record import SETTINGS, Progress, ProgressRecord, Tally
 from deploy.jobs.troubles import CannotWrite, OutputTaken, cannot_write
 from engine.completion import Usage
 
@@ -41,7 +41,7 @@ class Book:
         self.warning: str | None = None
         self._file = file
         with ExitStack() as opened:
-            batch = {"the input": f"{file.num_bytes} bytes, {file.digest}", "the settings": settings}
+            batch = {"the input": f"{file.num_bytes} bytes, {file.digest}", SETTINGS: settings}
             self._record = ProgressRecord(places.progress, batch, disk)
             opened.callback(self._record.close)
             found, damage = self._record.recover()
@@ -61,8 +61,8 @@ class Book:
             opened.callback(self._results.close)
             self._errors = OutputFile(places.errors, progress.errors, is_under_way, disk)
             opened.callback(self._errors.close)
-            if found is None:
-                self._record.vouch(self._progress())
+            if not progress.done and not progress.is_complete:
+                self._record.vouch(self._progress())  # under these settings, whatever an earlier start was told
             self._is_vouched = True
             self._open = opened.pop_all()
 
@@ -138,6 +138,8 @@ def check_outputs(places: Places, source: Path) -> None:
             raise CannotWrite(f"{path} is a directory; a file is wanted", "output")
         if path.exists() and source.exists() and path.samefile(source):
             raise CannotWrite(f"{path} is the input; the output must be another file", "output")
+        if path.exists() and not path.is_file():
+            raise CannotWrite(f"{path} is no regular file; a batch writes to one, in which it can go on", "output")
     if not places.results.parent.is_dir():
         raise CannotWrite(f"{places.results} cannot be written: {places.results.parent} is no directory", "output")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.ledger_options import LedgerOptions
 from actors.model_choice import ModelChoice
-from deploy.cli.named_path import named_place
+from deploy.cli.named_path import check_not_the_models, named_places
 from deploy.jobs.book import Places
 from engine.limits import check_integer, check_real
 from engine.options import EngineOptions
@@ -45,6 +45,7 @@ class Order:
     def choice(self, on_progress: OnProgress) -> ModelChoice:
         """The model, found and fetched if need be."""
         place = locate(self.model, on_progress).absolute()
+        check_not_the_models((self.model, place.name), self.adapters)
         return ModelChoice(str(place), EngineOptions(max_sequences=self.batch_size), self.adapters)
 
 
@@ -80,7 +81,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
         arguments.input,
         Places(arguments.output),
         arguments.model or MODEL,
-        tuple(map(named_place, arguments.adapter)),
+        named_places(arguments.adapter),
         defaults,
         arguments.batch_size,
         arguments.connect,

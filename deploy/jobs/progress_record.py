@@ -21,6 +21,7 @@ from deploy.jobs.troubles import CannotWrite, ChangedInput, OutputTaken, cannot_
 from engine.refusal import BrokenFile
 
 VERSION = 1
+SETTINGS = "the settings"  # of a batch, and as such no matter before its first line is done
 MAX_BYTES = 1 << 20  # then it is begun anew with the last entry
 
 
@@ -87,10 +88,12 @@ class ProgressRecord:
     def _check(self, entry: Any) -> None:
         if not isinstance(entry, dict) or entry.get("version") != VERSION:
             raise BrokenFile(f"the progress record {self._journal.path} was written by another version of genserve")
+        is_used = entry["done"] or entry["is_complete"]
         for name, value in self._batch.items():
-            if entry["batch"].get(name) != value:
+            then = entry["batch"].get(name)
+            if then != value and (is_used or name != SETTINGS):
                 raise ChangedInput(
-                    f"{name} changed since this batch was begun ({entry['batch'].get(name)} then, {value} now): "
+                    f"{name} changed since this batch was begun ({then} then, {value} now): "
                     f"name another output, or remove {self._directory} and the output to begin anew",
                     name,
                 )

@@ -3,7 +3,7 @@
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from shutil import rmtree
 
 from actors import finding, process
@@ -28,8 +28,8 @@ def own_system(
         with process.vigil(ray_died):
             config = config_for(choice, batch, limits)
             try:
-                with Heartbeat():
-                    yield serving_of(start_system(config), choice)
+                with Heartbeat(), closing(start_system(config)) as client:
+                    yield serving_of(client, choice)
             finally:
                 with suppress(CallFailed):  # where it cannot be reached its owner ends it, as when a batch is killed
                     stop()
@@ -44,11 +44,8 @@ def running_system(address: str, ray_died: Callable[[], None]) -> Iterator[Servi
     with finding.watched(address, ray_died) as found:
         join(found)
         try:
-            client = find_client()
-            try:
+            with closing(find_client()) as client:
                 yield serving_of(client, running_config().choice)
-            finally:
-                client.close()
         finally:
             process.disconnect()
 
