@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 
 DRIVER = "chromedriver"
-BROWSERS = ("chromium-headless-shell", "chromium")  # the first that is there: without windows it has less to do
+# The first that is there: the one without windows has less to do. Not by its script in /usr/bin, which is what the driver
+# would end in its place.
+BROWSERS = ("/usr/lib/chromium/chromium-headless-shell", "chromium")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 INTERCEPTED = "element click intercepted"
 SPARE = ("SpareRendererForSitePerProcess", "BackForwardCache", "ProactivelySwapBrowsingInstance")  # more processes
