@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 
 DRIVER = "chromedriver"
-# The first that is there: the one without windows has less to do. Not by its script in /usr/bin, which is what the driver
-# would end in its place.
+# The first that is there: the one without windows has less to do. Not by its script in /usr/bin, which is all that the
+# driver would end.
 BROWSERS = ("/usr/lib/chromium/chromium-headless-shell", "chromium")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 INTERCEPTED = "element click intercepted"

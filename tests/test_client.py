@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -122,9 +123,15 @@ async def read_all(stream: AsyncIterator[Any]) -> None:
         pass
 
 
+def interrupt() -> None:
+    """As Ctrl-C does, of who waits already: Python forgets one in the instant before a thread falls asleep."""
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize("ask", WAYS_TO_ASK.values(), ids=WAYS_TO_ASK)
 def test_an_answer_whose_caller_is_interrupted_is_cancelled(partition: Partition, client: Client, ask: Any) -> None:
-    partition.on_unanswered = once(lambda: os.kill(os.getpid(), signal.SIGINT))
+    partition.on_unanswered = once(interrupt)
     with pytest.raises(KeyboardInterrupt):
         ask(client, {})
     assert partition.cancelled.get(timeout=20) == partition.unanswered[0]
@@ -134,7 +141,7 @@ def test_an_answer_whose_caller_is_interrupted_is_cancelled(partition: Partition
 def test_one_with_an_id_is_only_not_listened_to_and_waits_for_its_lease(
     partition: Partition, client: Client, ask: Any
 ) -> None:
-    partition.on_unanswered = once(lambda: os.kill(os.getpid(), signal.SIGINT))
+    partition.on_unanswered = once(interrupt)
     with pytest.raises(KeyboardInterrupt):
         ask(client, {"id": "mine"})
     assert partition.cancelled.empty() and not client._lines[0]._inboxes
