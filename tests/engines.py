@@ -60,14 +60,15 @@ def tiny_engine(
     family: str = "llama",
     *,
     model: Model | None = None,
-    column: type[Kernels] = PortableKernels,
+    column: type[Kernels] | None = None,
     vocabulary: Vocabulary | Callable[[], Vocabulary] | None = None,
     **options: Any,
 ) -> Engine:
-    """An engine over a tiny model; `num_blocks` instead of bytes, if wanted."""
+    """An engine over a tiny model, with the quickest kernels; `num_blocks` instead of bytes, if wanted."""
     model = model or tiny_model(family)
     sized = sized_options(model.config, options)
-    return Engine(model, column(model.config, sized.block_size), sized, vocabulary or BYTES)
+    kernels = (column or quickest())(model.config, sized.block_size)
+    return Engine(model, kernels, sized, vocabulary or BYTES)
 
 
 def sized_options(config: ModelConfig, options: dict[str, Any]) -> EngineOptions:

@@ -23,7 +23,6 @@ from tests.engines import (
     check_invariants,
     collect,
     made_up,
-    quickest,
     random_adapter,
     record_logits,
     run,
@@ -47,12 +46,12 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-PORTABLE = ("greedy", "choices")  # ten times as slow
+PORTABLE = ("greedy",)  # ten times as slow
 
 
-def column_of(feature: str) -> type[Kernels]:
+def column_of(feature: str) -> type[Kernels] | None:
     """What happens around a request is the same for all columns: the slow one is asked of every scene, but not all."""
-    return PortableKernels if feature in PORTABLE else quickest()
+    return PortableKernels if feature in PORTABLE else None
 
 
 def strangers(count: int) -> list[Request]:
@@ -115,8 +114,8 @@ def test_alone_is_as_in_a_batch_of_32_strangers(feature: str) -> None:
 def test_alone_is_as_in_a_batch_in_every_family(family: str) -> None:
     changes = {"sliding_window": 12} if family == "mistral" else {}
     model, request = tiny_model(family, **changes), request_of("greedy", 40)
-    wanted, logits = told(request, model=model)
-    engine = tiny_engine(model=model, max_sequences=8, max_batch_tokens=9)
+    wanted, logits = told(request, model=model, column=PortableKernels)
+    engine = tiny_engine(model=model, column=PortableKernels, max_sequences=8, max_batch_tokens=9)
     log = record_logits(engine)
     answers = serve(engine, [*strangers(5), request])
     assert_same(answers["subject"], wanted)
@@ -315,7 +314,7 @@ def test_an_adapter_beside_another_is_as_alone() -> None:
     adapters = {"x": random_adapter(model, 4, 1), "y": random_adapter(model, 7, 2, up_proj=0, q_proj=3)}
 
     def engine() -> Engine:
-        made = tiny_engine(max_sequences=16)
+        made = tiny_engine(column=PortableKernels, max_sequences=16)
         for name, adapter in adapters.items():
             made.attach(name, adapter)
         return made
