@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from engine.adapter import Adapter, LowRank
-from engine.config import ModelConfig
+from engine.config import ModelConfig, module_sizes
 from engine.engine import Engine
 from engine.event import TokenEvent
 from engine.kernels.table import Kernels
@@ -19,7 +19,6 @@ from engine.options import EngineOptions
 from engine.quantized import QuantizedTensor
 from engine.request import Request, Sampling
 from engine.weights import LINEAR_MODULES, Layer, Linear, Model, Weights
-from loaders.adapter_description import module_sizes
 
 CONFIGS = {
     "Qwen3-8B": ModelConfig("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, 1e-6, 1e6, 40960, False),

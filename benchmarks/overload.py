@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from actors import process, system
-from actors.client import Client, Stream
+from actors.client import Client
 from actors.refusals import DeadlinePassed, Overloaded
+from actors.stream import Stream
 from actors.system_config import SystemConfig
 from benchmarks.command_line import at_least, told_in_a_sentence
 from benchmarks.streams import choice_of, spread

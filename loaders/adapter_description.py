@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import ModelConfig
+from engine.config import ModelConfig, module_sizes
 from engine.refusal import BrokenFile, Refusal, Unsupported, shown
 from loaders.adapter_format import CONFIG_FILE, AdapterFormat, Config, Slot, module_path
 from loaders.json_file import read_json
@@ -131,18 +131,3 @@ def misfit_of(shapes: Mapping[Place, ModuleShape], config: ModelConfig) -> str |
             found = f"{module_path(layer, module)} maps {shape.num_in} to {shape.num_out}"
             return f"{found}; the model's maps {num_in} to {num_out}"
     return None
-
-
-def module_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """What each linear module maps from and to."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        "q_proj": (hidden, query),
-        "k_proj": (hidden, key),
-        "v_proj": (hidden, key),
-        "o_proj": (query, hidden),
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }

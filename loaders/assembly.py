@@ -4,7 +4,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from engine.config import ModelConfig
+from engine.config import ModelConfig, module_sizes
 from engine.weights import BLOCK_OF, LINEAR_MODULES, Layer, Linear, Weights
 
 
@@ -31,11 +31,13 @@ def assemble(config: ModelConfig, source: TensorSource) -> Weights:
 
 
 def assemble_layer(config: ModelConfig, source: TensorSource, prefix: str) -> Layer:
+    sizes = module_sizes(config)
+
     def linear(name: str) -> Linear:
         path = f"{prefix}.{BLOCK_OF[name]}{name}"
-        shape = linear_shape(config, name)
-        weight = source.matrix(path, shape)
-        return Linear(weight, source.vector(f"{path}.bias", shape[0]) if source.has_bias(path) else None)
+        num_in, num_out = sizes[name]
+        weight = source.matrix(path, (num_out, num_in))
+        return Linear(weight, source.vector(f"{path}.bias", num_out) if source.has_bias(path) else None)
 
     has_head_norms = config.architecture == "qwen3"
     return Layer(
@@ -45,20 +47,3 @@ def assemble_layer(config: ModelConfig, source: TensorSource, prefix: str) -> La
         k_norm=source.vector(f"{prefix}.self_attn.k_norm.weight", config.head_dim) if has_head_norms else None,
         **{name: linear(name) for name in LINEAR_MODULES},
     )
-
-
-def linear_shape(config: ModelConfig, name: str) -> tuple[int, int]:
-    """The shape (out, in) of one of the seven linear modules."""
-    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    match name:
-        case "q_proj":
-            return query, config.hidden_size
-        case "k_proj" | "v_proj":
-            return key, config.hidden_size
-        case "o_proj":
-            return config.hidden_size, query
-        case "gate_proj" | "up_proj":
-            return config.intermediate_size, config.hidden_size
-        case "down_proj":
-            return config.hidden_size, config.intermediate_size
-    raise KeyError(name)

@@ -3,9 +3,8 @@
 import mlx.core as mx
 
 from engine.adapter import Adapter, LowRank
-from engine.config import ModelConfig
+from engine.config import ModelConfig, module_sizes
 from engine.weights import LINEAR_MODULES
-from loaders.adapter_description import module_sizes
 
 
 def made_up_adapter(config: ModelConfig, rank: int, seed: int, strength: float = 0.02) -> Adapter:

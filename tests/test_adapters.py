@@ -15,10 +15,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from engine.adapter import Adapter, LowRank
-from engine.config import ModelConfig
+from engine.config import ModelConfig, module_sizes
 from engine.refusal import BadRequest, BrokenFile, Refusal, Unsupported
 from engine.weights import BLOCK_OF, LINEAR_MODULES
-from loaders.adapter_description import module_sizes
 from loaders.adapters import describe_adapter, fingerprint, fits, load_adapter, save_adapter
 from loaders.config import read_config
 from loaders.peft_adapter import alpha_of, compiled

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from actors import chaos, system, watchdog
-from actors.client import Client, Stream
+from actors.client import Client
 from actors.node import spawn, whereis
 from actors.pid import Pid
 from actors.refusals import RequestPoisoned
+from actors.stream import Stream
 from actors.sys import stop
 from actors.system_config import ROOT, SystemConfig
 from engine.refusal import BadRequest, Refusal

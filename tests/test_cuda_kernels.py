@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engine.adapter import Adapter, LowRank
 from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
-from engine.config import ModelConfig
+from engine.config import ModelConfig, module_sizes
 from engine.decoder import hidden
 from engine.engine import Engine
 from engine.event import TokenEvent
@@ -25,7 +25,6 @@ from engine.quantized import QuantizedTensor, dequantize, quantize
 from engine.request import Request, Sampling
 from engine.sampling import draw
 from engine.weights import LINEAR_MODULES, Layer, Linear, Model, Weights
-from loaders.adapter_description import module_sizes
 
 HAS_CUDA = hasattr(mx, "cuda") and mx.cuda.is_available()
 pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or MLX built without CUDA")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from actors.client import Stream
 from actors.inbox import Inbox
 from actors.polls import End, Part
 from actors.refusals import DeadlinePassed, Unavailable
+from actors.stream import Stream
 from deploy.http.actor_requests import bursts_of
 from deploy.http.backend import Cancelled
 from engine.completion import Usage

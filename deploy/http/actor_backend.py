@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from actors import request_server, sys
 from actors.adapter_book import AdapterBook, BookedAdapter
-from actors.client import Client, Stream
+from actors.client import Client
 from actors.exits import KILL, CallFailed
 from actors.messages import Attach, Detach
 from actors.node import call, exit, whereis
@@ -26,6 +26,7 @@ from actors.progress import BEAT_SECONDS
 from actors.refusals import Unavailable
 from actors.request_stats import RequestServerStats
 from actors.running import Running
+from actors.stream import Stream
 from actors.system_config import ROOT, SystemConfig
 from actors.tree import status
 from deploy.http.actor_requests import bursts_of, chained, check_ending, scores_of, words_of

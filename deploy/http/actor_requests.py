@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from dataclasses import fields
 from typing import Any
 
-from actors.client import Stream
 from actors.refusals import Unavailable
+from actors.stream import Stream
 from deploy.http.backend import Cancelled, Part, Terms
 from engine.completion import Piece
 from engine.event import PromptScored

@@ -14,7 +14,7 @@ import numpy as np
 from engine.adapter import Adapter, LowRank
 from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache
-from engine.config import ModelConfig
+from engine.config import ModelConfig, module_sizes
 from engine.decoder import head
 from engine.decoder import hidden as run_layers
 from engine.kernels.portable import PortableKernels, as_float32
@@ -158,36 +158,21 @@ def small_adapter(config: ModelConfig, rank: int) -> Adapter:
     rng, last = np.random.default_rng(rank), config.num_layers - 1
     modules = {
         (last, name): LowRank(floats(rng, inputs, rank, scale=inputs**-0.5), floats(rng, rank, outputs), 0.5)
-        for name, (outputs, inputs) in sizes(config).items()
+        for name, (inputs, outputs) in module_sizes(config).items()
     }
     return Adapter(modules, f"rank {rank}")
-
-
-def sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of each module."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        "q_proj": (query, hidden),
-        "k_proj": (key, hidden),
-        "v_proj": (key, hidden),
-        "o_proj": (hidden, query),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }
 
 
 def small_weights(config: ModelConfig, like: Weights, rng: np.random.Generator) -> Weights:
     """Random tensors in the formats of a model's own."""
     hidden = config.hidden_size
 
-    def linear(own: Linear, outputs: int, inputs: int) -> Linear:
+    def linear(own: Linear, inputs: int, outputs: int) -> Linear:
         return Linear(matrix(rng, outputs, inputs, own.weight), None if own.bias is None else norm(rng, outputs))
 
     layers = tuple(
         Layer(
-            **{name: linear(getattr(pattern, name), *size) for name, size in sizes(config).items()},
+            **{name: linear(getattr(pattern, name), *size) for name, size in module_sizes(config).items()},
             input_layernorm=norm(rng, hidden),
             post_attention_layernorm=norm(rng, hidden),
             q_norm=None if pattern.q_norm is None else norm(rng, config.head_dim),
