@@ -22,7 +22,7 @@ from actors.system_config import ROOT, SystemConfig
 from actors.tree import config_of, start_root, status, stop_root
 from engine.options import EngineOptions
 from engine.refusal import BadRequest
-from loaders.sources import SHORT_NAMES
+from loaders.sources import SHORT_NAMES, absolute
 
 __all__ = ["connect", "running_config", "start", "status", "stay", "stop"]
 ANSWER_SECONDS = 5.0
@@ -182,11 +182,6 @@ def local_place(source: str | Path) -> Path | None:
         return None
     place = absolute(source)
     return place if os.path.exists(place) else None
-
-
-def absolute(path: str | Path) -> Path:
-    """A path that means the same in every process."""
-    return Path(os.path.expanduser(path)).absolute()
 
 
 def with_dashes(name: str) -> str:

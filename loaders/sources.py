@@ -34,3 +34,8 @@ def locate(source: str | Path, on_progress: OnProgress) -> Path:
         return fetch_snapshot(source, on_progress)
     known = ", ".join(SHORT_NAMES)
     raise UnknownModel(f"{shown(str(source))} is no directory, .gguf file, hub id (owner/name) or short name ({known})")
+
+
+def absolute(path: str | Path) -> Path:
+    """A path that means the same in every process."""
+    return Path(os.path.expanduser(path)).absolute()

@@ -1,9 +1,9 @@
 """NAME=PATH, as adapters are given on a command line."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from engine.refusal import BadRequest, shown
+from loaders.sources import absolute
 
 
 def named_places(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -12,7 +12,7 @@ def named_places(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
     for name, path in map(name_and_path, texts):
         if name in places:
             raise BadRequest(f"two adapters are named {shown(name)}: each needs a name of its own", "adapter")
-        places[name] = str(Path(path).expanduser().absolute())
+        places[name] = str(absolute(path))
     return tuple(places.items())
 
 
