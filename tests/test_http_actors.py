@@ -266,14 +266,14 @@ def test_who_watches_sees_whole_answers_and_left_streams_being_made(door: Served
         return [row["state"] == "running" and row["generated_tokens"] > 0 for row in rows]
 
     progress()  # from now on it is looked at often
-    fields: dict[str, Any] = body(max_tokens=LONG, n=4)
+    fields: dict[str, Any] = body(max_tokens=2 * LONG, n=4)  # it must last longer than from one look to the next
     with ThreadPoolExecutor(1) as threads:
         whole = threads.submit(door.post, "/v1/completions", fields)
         wait_until(lambda: progress() == [True])
         assert whole.result().status_code == 200
     wait_until(lambda: progress() == [])
     headers = {"Idempotency-Key": "watched"}
-    fields |= {"max_tokens": 2 * LONG, "stream": True}  # it must last longer than from one look to the next
+    fields |= {"stream": True}
     with door.client.stream("POST", "/v1/completions", json=fields, headers=headers) as response:
         next(response.iter_lines())
         public_id = response.headers["x-request-id"]
