@@ -44,6 +44,8 @@ Item = tuple[Envelope, From | None]
 Packed = bytes
 """A message, or an Answer, as one string: to Ray, several arguments are several things to carry."""
 
+PING, ALIVE, DEAD = b"", b"alive", b"dead"  # what may be said over a socket beside messages
+
 SENDER_BYTES, NUMBER_BYTES = 16, 8
 LABEL_BYTES = SENDER_BYTES + NUMBER_BYTES
 
@@ -116,6 +118,9 @@ class Host:
 
     def hear(self, packed: Packed, tell: Callable[[Packed], object] | None) -> None:
         """Take a message that came over a socket; one that is a question is told its answer there."""
+        if packed == PING and tell is not None:
+            tell(ALIVE if self.reason is None else DEAD)
+            return
         try:
             answer = self._receive(packed)
         except Exception as error:
@@ -172,6 +177,7 @@ class Host:
             self.reason = reason
             watchers, self._watchers = self._watchers, []
             self._unheard = len(watchers)
+        self.rest.disturb()  # whoever hears the last words says so by Ray
         if not watchers:
             self._is_heard.set()
         if not self._started.done():

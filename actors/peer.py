@@ -6,9 +6,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from actors.envelope import Envelope
-from actors.host import Packed, label
+from actors.host import ALIVE, PING, Packed, label
 from actors.pid import Pid
-from actors.switchboard import Cable
+from actors.switchboard import Cable, Unplugged
 
 
 class Peer:
@@ -46,6 +46,16 @@ class Peer:
                 answer = self.actor.deliver.remote(packed).future()
             self._next_number += 1
         return answer
+
+    def says_it_lives(self, timeout: float) -> bool | None:
+        """Asked out of turn, by socket alone; None where it cannot be. Raises TimeoutError."""
+        with self._lock:
+            cable = self._present_cable()
+        try:
+            said = cable.ask(PING) if cable else None
+            return None if said is None else said.result(timeout) == ALIVE
+        except Unplugged:
+            return None
 
     def _packed(self, caller: Pid | None, envelope: Envelope) -> Packed:
         return label(self._sender, self._next_number) + self._pack((caller, envelope))

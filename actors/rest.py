@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-REST_SECONDS = 0.05  # the most that a call by Ray waits
+REST_SECONDS = 0.2  # the most that a call by Ray waits
 AWAKE_SECONDS = 3.0  # after one, as others may follow
 
 
@@ -19,15 +19,18 @@ class Rest:
 
     def __init__(self) -> None:
         self._disturbed_at = time.monotonic()
+        self._is_disturbed = threading.Event()
 
     def disturb(self) -> None:
-        """A call came by Ray."""
+        """A call came by Ray, or one is to come."""
         self._disturbed_at = time.monotonic()
+        self._is_disturbed.set()
 
     def is_finalizing(self) -> bool:
-        is_quiet = time.monotonic() - self._disturbed_at > AWAKE_SECONDS
-        if is_quiet and threading.current_thread() is threading.main_thread() and not sys.is_finalizing():
-            time.sleep(REST_SECONDS)
+        if time.monotonic() - self._disturbed_at <= AWAKE_SECONDS:
+            self._is_disturbed.clear()
+        elif threading.current_thread() is threading.main_thread() and not sys.is_finalizing():
+            self._is_disturbed.wait(REST_SECONDS)
         return sys.is_finalizing()
 
     def __getattr__(self, name: str) -> object:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from ipaddress import ip_address
 
 LOOK_SECONDS = 0.25
@@ -41,22 +42,24 @@ class Vigil:
         if kind is None and self._raylet is None:
             return  # all was done
         until = time.monotonic() + (0.0 if kind is None else LAST_LOOK_SECONDS)
-        while not self._has_died():
-            if time.monotonic() >= until and self._deserted_at is None:
-                return
-            time.sleep(LOOK_SECONDS)
+        with closing(Post(self._address)) as post:
+            while not self._has_died(post):
+                if time.monotonic() >= until and self._deserted_at is None:
+                    return
+                time.sleep(LOOK_SECONDS)
         self._act()
 
     def _look(self) -> None:
-        while not self._is_over.wait(LOOK_SECONDS):
-            if self._has_died():
-                self._act()
-                return
+        with closing(Post(self._address)) as post:
+            while not self._is_over.wait(LOOK_SECONDS):
+                if self._has_died(post):
+                    self._act()
+                    return
 
-    def _has_died(self) -> bool:
+    def _has_died(self, post: "Post") -> bool:
         if self._raylet is not None and self._raylet.poll() is not None:
             return True
-        if not is_deserted(self._address):
+        if not post.is_deserted():
             self._deserted_at = None
             return False
         if self._deserted_at is None:
@@ -64,12 +67,42 @@ class Vigil:
         return time.monotonic() - self._deserted_at >= self._patience
 
 
-def is_deserted(address: str) -> bool:
-    """Whether nobody listens there. A control store that is told to end refuses at once, and takes seconds to do so."""
+class Post:
+    """Where a Ray's control store listens. One that is told to end refuses at once, and takes seconds to do so.
+
+    Its end closes a connection that was open to it, so to look at one costs neither side anything.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._place = host_of(address), int(address.rpartition(":")[2])
+        self._kept: socket.socket | None = None
+
+    def is_deserted(self) -> bool:
+        if self._kept is not None and is_open(self._kept):
+            return False
+        try:
+            fresh = socket.create_connection(self._place, 1.0)
+        except OSError as trouble:  # any other says nothing about who listens
+            return isinstance(trouble, ConnectionRefusedError)
+        self.close()
+        fresh.setblocking(False)
+        self._kept = fresh
+        return False
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = None
+
+
+def is_open(connection: socket.socket) -> bool:
     try:
-        socket.create_connection((host_of(address), int(address.rpartition(":")[2])), 1.0).close()
-    except OSError as trouble:  # any other says nothing about who listens
-        return isinstance(trouble, ConnectionRefusedError)
+        while connection.recv(4096):
+            pass  # a greeting, or the like
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
     return False
 
 

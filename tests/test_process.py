@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from sys import platform as sys_platform
@@ -406,3 +407,14 @@ def test_a_runtime_environment_is_there_for_who_asks() -> None:
     environment = {"env_vars": {"HELLO": "there"}}  # which no fork of ours could give
     task = library.remote(num_cpus=0, runtime_env=environment)(lambda: os.environ["HELLO"])
     assert library.get(task.remote(), timeout=60) == "there"
+
+
+class Word(str):
+    """As a program's own class, which no other process can import."""
+
+
+def test_what_a_programs_main_file_defines_is_carried_by_value(echo: Pid, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = import_module("__main__")
+    monkeypatch.setattr(Word, "__module__", "__main__")
+    monkeypatch.setattr(main, "Word", Word, raising=False)
+    call(echo, Word("seen"))  # its class can be pickled by name here, and would be looked for in vain there

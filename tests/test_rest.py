@@ -43,6 +43,14 @@ def test_who_was_not_called_for_a_while_rests_until_called_again(monkeypatch: py
     assert look(given) < REST
 
 
+def test_who_sleeps_is_woken_by_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "REST_SECONDS", 20.0)
+    monkeypatch.setattr(rest, "AWAKE_SECONDS", 0.0)
+    given = Rest()
+    threading.Timer(0.1, given.disturb).start()
+    assert look(given) < 10
+
+
 @pytest.mark.usefixtures("long_rest")
 def test_only_the_thread_that_takes_rays_calls_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rest, "AWAKE_SECONDS", 0.0)
@@ -65,9 +73,20 @@ def test_a_process_at_rest_wakes_less_often_and_answers(ray: None) -> None:
     time.sleep(rest.AWAKE_SECONDS + 0.5)
     before = num_wakes(status)
     time.sleep(2)
-    assert num_wakes(status) - before < 140  # 70 now, and 200 before
+    assert num_wakes(status) - before < 70  # 20 now, 70 with a rest of 50 ms, and 200 before
     assert call(pid, "os_pid")
     assert is_alive(pid)
+    stop(pid)
+    assert not is_alive(pid)
+
+
+@pytest.mark.ray
+def test_whether_it_lives_is_asked_without_waking_a_process_at_rest(ray: None) -> None:
+    pid = spawn(Echo)
+    time.sleep(rest.AWAKE_SECONDS + 0.5)
+    began = time.monotonic()
+    assert all(is_alive(pid) for _ in range(20))
+    assert time.monotonic() - began < 10 * rest.REST_SECONDS / 2  # half of what ten of them would wait for Ray's thread
     stop(pid)
     assert not is_alive(pid)
 
