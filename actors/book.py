@@ -161,7 +161,7 @@ class Book:
                     entry.absolve()
                     if event.position == 0:
                         self.load.saw_first_token(now - entry.accepted.now)
-                if isinstance(event, TokenEvent | ChoiceEnded) and entry.transcript.is_finished:
+                if ends_a_choice(event) and entry.transcript.is_finished:
                     self._finish(entry, now)
             elif isinstance(event, TokenEvent):
                 self.counts["duplicate_events"] += 1
@@ -284,3 +284,7 @@ class Book:
         entry.owed = 0
         self._finished[entry.id] = None
         self.counts["finished"] += 1
+
+
+def ends_a_choice(event: Event) -> bool:
+    return isinstance(event, (TokenEvent, ChoiceEnded)) and event.finish_reason is not None

@@ -11,13 +11,13 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from actors import request_server
-from actors.asking import ask_of
+from actors.asking import Ask, ask_of
 from actors.exits import CallFailed
 from actors.inbox import Inbox
 from actors.line import Line
@@ -214,6 +214,24 @@ class Client:
         return line.ask(lambda pid: request_server.cancel(pid, id, tenant), patience_seconds)
 
     def _submit(self, id: str | None, words: dict[str, Any], *, is_whole: bool) -> tuple[Line, Inbox]:
+        line, inbox, message = self._prepared(id, words, is_whole)
+        with self._heeding(message.ask):
+            line.submit(message, inbox)
+        return line, inbox
+
+    async def _submit_async(self, id: str | None, words: dict[str, Any], *, is_whole: bool) -> tuple[Line, Inbox]:
+        line, inbox, message = self._prepared(id, words, is_whole)
+        try:
+            with self._heeding(message.ask):
+                await line.submit_async(message, inbox)
+        except asyncio.CancelledError:
+            nameless = self._let_go([Asked(line, inbox, id)])
+            if nameless:  # it may be accepted all the same; told by a thread, as the event loop may be about to end
+                threading.Thread(target=self._cancel_all, args=(nameless,), daemon=True).start()
+            raise
+        return line, inbox
+
+    def _prepared(self, id: str | None, words: dict[str, Any], is_whole: bool) -> tuple[Line, Inbox, Submit]:
         ask = ask_of(uuid.uuid4().hex if id is None else id, words)
         turnstile = self._line(ask.id).turnstile
         num_choices = 1 if words.get("n") is None else words["n"]
@@ -222,28 +240,16 @@ class Client:
         if id is None:
             turnstile.check(ask)
         line = self._line(ask.id).reading(inbox)
+        return line, inbox, Submit(ask, line.listener, is_whole)
+
+    @contextmanager
+    def _heeding(self, ask: Ask) -> Iterator[None]:
+        """Who is told within that the system is full, is told so at the turnstile for a while."""
         try:
-            line.submit(Submit(ask, line.listener, is_whole), inbox)
+            yield
         except Overloaded as refusal:
-            turnstile.close(ask, refusal)
+            self._line(ask.id).turnstile.close(ask, refusal)
             raise
-        return line, inbox
-
-    async def _submit_async(self, id: str | None, words: dict[str, Any], *, is_whole: bool) -> tuple[Line, Inbox]:
-        """Who asked may be gone when it is accepted."""
-        submission = asyncio.ensure_future(asyncio.to_thread(self._submit, id, words, is_whole=is_whole))
-        try:
-            return await asyncio.shield(submission)
-        except asyncio.CancelledError:
-            submission.add_done_callback(lambda done: self._give_up_submitted(done, id))
-            raise
-
-    def _give_up_submitted(self, submission: "asyncio.Future[tuple[Line, Inbox]]", id: str | None) -> None:
-        if submission.cancelled() or submission.exception() is not None:
-            return
-        nameless = self._let_go([Asked(*submission.result(), id)])
-        if nameless:  # in a thread of its own, as the event loop may be about to end
-            threading.Thread(target=self._cancel_all, args=(nameless,), daemon=True).start()
 
     def _submit_patiently(self, words: dict[str, Any]) -> Asked:
         id = words.pop("id", None)

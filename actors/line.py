@@ -7,7 +7,8 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from actors import request_server
@@ -47,16 +48,13 @@ class Line:
 
     def submit(self, message: Submit, inbox: Inbox, patience_seconds: float | None = None) -> Accepted:
         """Have a request accepted, however often its partition dies meanwhile: the id makes it the same request."""
-        with self._changed:
-            self._check_open()
-            self._inboxes[inbox.id] = inbox
-        try:
-            accepted = self.ask(lambda pid: request_server.submit(pid, message), patience_seconds)
-        except BaseException:
-            self.drop(inbox)
-            raise
-        self.follow(inbox)
-        return accepted
+        with self._expecting(inbox):
+            return self.ask(lambda pid: request_server.submit(pid, message), patience_seconds)
+
+    async def submit_async(self, message: Submit, inbox: Inbox) -> Accepted:
+        """Let go of meanwhile, it may be accepted all the same."""
+        with self._expecting(inbox):
+            return await self.ask_async(lambda pid: request_server.submit_async(pid, message))
 
     def follow(self, inbox: Inbox) -> None:
         """Hear of a request that the partition has."""
@@ -92,10 +90,20 @@ class Line:
             try:
                 return question(self._present())
             except (CallFailed, Unavailable) as trouble:
-                self._pid = None
-                if self._is_closed or time.monotonic() > until:
-                    raise Unavailable(f"{self.name} does not answer: {trouble}") from None
+                self._failed(trouble, until)
             time.sleep(RETRY_SECONDS)
+
+    async def ask_async(self, question: Callable[[Pid], Awaitable[Answer]]) -> Answer:
+        until = time.monotonic() + self.patience_seconds
+        while True:
+            try:
+                pid = self._pid
+                if pid is None:  # to find it takes time, which is not the event loop's
+                    pid = await asyncio.to_thread(self._present)
+                return await question(pid)
+            except (CallFailed, Unavailable) as trouble:
+                self._failed(trouble, until)
+            await asyncio.sleep(RETRY_SECONDS)
 
     def close(self) -> None:
         """Who still waits here is told so, and whoever asks after it. Then the node may go: no poll is on its way.
@@ -115,6 +123,25 @@ class Line:
     def _check_open(self) -> None:
         if self._is_closed:
             raise Unavailable(CLOSED)
+
+    @contextmanager
+    def _expecting(self, inbox: Inbox) -> Iterator[None]:
+        """Around the submission of its request."""
+        with self._changed:
+            self._check_open()
+            self._inboxes[inbox.id] = inbox
+        try:
+            yield
+        except BaseException:
+            self.drop(inbox)
+            raise
+        self.follow(inbox)
+
+    def _failed(self, trouble: Exception, until: float) -> None:
+        """It is to be asked again; Unavailable if that was often enough."""
+        self._pid = None
+        if self._is_closed or time.monotonic() > until:
+            raise Unavailable(f"{self.name} does not answer: {trouble}") from None
 
     def _present(self) -> Pid:
         pid = self._pid

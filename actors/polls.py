@@ -179,16 +179,7 @@ def unknown(request_id: str) -> Part:
 
 
 def plain_piece(piece: Piece) -> PlainPiece:
-    return (
-        piece.choice,
-        piece.position,
-        piece.text,
-        piece.tokens,
-        piece.finish_reason,
-        piece.reasoning,
-        piece.logprob,
-        piece.message,
-    )
+    return piece[:]
 
 
 def piece_of(plain: PlainPiece) -> Piece:

@@ -20,7 +20,7 @@ from actors.ledger import Ledger
 from actors.ledger_records import from_plain
 from actors.messages import Abort, Events, ModelLeaving, ModelUp, Turned
 from actors.model_choice import function_at
-from actors.node import call, cast, me, now, reply, send, send_after
+from actors.node import call, call_async, cast, me, now, reply, send, send_after
 from actors.outbox import Outbox, Promise
 from actors.pid import From, Pid, Server
 from actors.polls import Had, Part, Poll, Polls
@@ -84,6 +84,11 @@ class _Flush: ...
 def submit(server: Server, message: Submit, timeout: float | None = 5.0) -> Accepted:
     """Have a request accepted: it is in the journal when this returns. Raises the refusal, if there is one."""
     accepted: Accepted = answer_of(call(server, message, timeout))
+    return accepted
+
+
+async def submit_async(server: Server, message: Submit) -> Accepted:
+    accepted: Accepted = answer_of(await call_async(server, message))
     return accepted
 
 
@@ -296,10 +301,8 @@ class RequestServer(GenServer):
             cast(Pid.parse(epoch), Abort((request_id,)))
 
     def flush_soon(self) -> None:
-        """Where a write is dear, let those that wait behind this message share it."""
-        if self.config.level == "kill-safe":
-            self.outbox.flush()
-        elif not self.is_flushing:
+        """Those that wait behind this message share its write."""
+        if not self.is_flushing:
             self.is_flushing = True
             send(me(), _Flush())
 

@@ -73,4 +73,7 @@ class AnswerState:
     def read(self, decoding: TextState, text: str) -> tuple["AnswerState", Piece]:
         thinking, split = (None, Split(text, "")) if self.thinking is None else self.thinking.step(text)
         stopping, said = self.stopping.step(split.said, ends=not self.early)
-        return AnswerState(decoding, thinking, stopping, max(0, self.early - 1)), Piece(said, split.thought)
+        piece = Piece(said, split.thought)
+        if decoding is self.decoding and thinking is self.thinking and stopping is self.stopping and not self.early:
+            return self, piece  # as after most tokens
+        return AnswerState(decoding, thinking, stopping, max(0, self.early - 1)), piece

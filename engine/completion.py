@@ -1,7 +1,7 @@
 """Completion: what a request came to. Built from events alone, so whoever has the events has the answer."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.answer import AnswerState
 from engine.event import ChoiceEnded, Event, FinishReason, PromptScored, Started, TokenEvent, TokenLogprob
@@ -22,8 +22,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What one event adds to one choice. `position` counts the choice's tokens before this piece."""
 
     choice: int

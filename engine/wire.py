@@ -95,7 +95,7 @@ def event_of(record: Any) -> Event:
         if type(value) not in EVENT_TYPES[name]:
             raise BadRequest(f"{record[0]} has {shown(value)} for its {name}", name)
     event: Event = kind(*values)
-    if isinstance(event, TokenEvent | ChoiceEnded) and event.finish_reason not in REASONS[type(event)]:
+    if isinstance(event, (TokenEvent, ChoiceEnded)) and event.finish_reason not in REASONS[type(event)]:
         raise BadRequest(f"{record[0]} has {shown(event.finish_reason)} for its finish_reason", "finish_reason")
     try:
         if isinstance(event, TokenEvent) and event.logprob is not None:

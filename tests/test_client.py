@@ -56,9 +56,12 @@ class Partition:
         self._news = threading.Event()
 
     def submit(self, server: Pid, message: Submit) -> Accepted:
-        self.on_submit()
         self.asked[message.ask.id] = message.ask
+        self.on_submit()
         return Accepted(message.ask.id, 1, 1)
+
+    async def submit_async(self, server: Pid, message: Submit) -> Accepted:
+        return await asyncio.to_thread(self.submit, server, message)
 
     def poll(self, server: Pid, message: Poll) -> list[Part]:
         if not set(message.wants).isdisjoint(self.unanswered):
@@ -87,7 +90,7 @@ class Partition:
 def partition(monkeypatch: pytest.MonkeyPatch) -> Partition:
     made = Partition()
     monkeypatch.setattr(line, "whereis", lambda name: Pid(name, 1))
-    for name in ("submit", "poll", "cancel"):
+    for name in ("submit", "submit_async", "poll", "cancel"):
         monkeypatch.setattr(request_server, name, getattr(made, name))
     return made
 
