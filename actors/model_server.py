@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors import precedence
 from actors.adapter_rack import AdapterRack
 from actors.envelope import Down
 from actors.genserver import Continue, GenServer, NoReply, Reply
@@ -69,6 +70,7 @@ class ModelServer(GenServer):
         return Continue("load")
 
     def handle_continue(self, value: object) -> NoReply:
+        precedence.take()  # before MLX and its kernels start threads
         began = now()
         self.progress.begin(LOAD_SECONDS)
         self.engine = function_at(self.choice.make_engine)(self.choice)

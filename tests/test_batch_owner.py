@@ -4,20 +4,19 @@ import pytest
 
 from actors.exits import SHUTDOWN
 from actors.inline import Inline
-from actors.node import cast, join, spawn, whereis
+from actors.node import join, spawn, whereis
 from actors.refusals import Unavailable
 from actors.supervision import Policy
 from actors.supervisor import Supervisor
 from actors.system_config import ROOT
 from deploy.jobs.owner import (
     BEAT_SECONDS,
-    NAME,
     SILENCE_SECONDS,
-    Here,
     Owned,
     finds_its_system,
     owner_of_system,
     owner_spec,
+    say_here,
 )
 
 
@@ -47,7 +46,7 @@ def test_a_batch_that_is_there_keeps_its_system_from_others() -> None:
         def wait(seconds: float) -> None:
             node.advance(seconds)
             if node.now() - began > BEAT_SECONDS:
-                cast(NAME, Here())
+                say_here(None)
 
         with pytest.raises(Unavailable, match="a system runs here already"):
             finds_its_system("another batch", wait)
@@ -83,7 +82,7 @@ def test_as_long_as_the_batch_says_that_it_is_there_the_system_stays() -> None:
         start()
         for _ in range(100):
             node.advance(SILENCE_SECONDS / 4)
-            cast(NAME, Here())
+            say_here(None)
         assert whereis(ROOT) is not None
 
 
@@ -97,3 +96,21 @@ def test_a_batch_that_is_silent_takes_its_system_along() -> None:
         node.advance(4)
         assert whereis(ROOT) is None
         assert join(root) in (SHUTDOWN, "noproc")
+
+
+def test_a_batch_finds_the_next_life_of_the_owner_that_it_speaks_to() -> None:
+    with Inline() as node:
+        start()
+        owner = say_here(None)
+        assert owner is not None and say_here(owner) == owner
+        node.kill(owner)
+        assert say_here(owner) is None
+        node.advance(BEAT_SECONDS)
+        again = say_here(None)
+        assert again is not None and again.epoch == owner.epoch + 1
+        assert owner_of_system() == Owned("this batch", 1)
+
+
+def test_who_speaks_where_nobody_is_goes_on() -> None:
+    with Inline():
+        assert say_here(None) is None

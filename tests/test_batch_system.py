@@ -21,6 +21,7 @@ def test_an_interrupted_batch_has_closed_its_client_before_the_system_and_the_no
             ended.append("client")
 
     class Process:
+        connect = staticmethod(lambda: None)
         vigil = staticmethod(lambda act: nullcontext())
         disconnect = staticmethod(lambda: ended.append("node"))
 
@@ -29,7 +30,6 @@ def test_an_interrupted_batch_has_closed_its_client_before_the_system_and_the_no
 
     choice = ModelChoice("model")
     replace("process", Process)
-    replace("join", lambda address: None)
     replace("config_for", lambda *_: SystemConfig(choice, "/nowhere"))
     replace("Heartbeat", nullcontext)
     replace("start_system", lambda config: Client())

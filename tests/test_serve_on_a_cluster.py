@@ -43,7 +43,7 @@ def genserve(cluster: Cluster, *words: str) -> "subprocess.CompletedProcess[str]
 def test_it_answers_and_is_ended_and_the_cluster_stays(cluster: Cluster, url: str) -> None:
     words = {"prompt": "Once", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
     answer = httpx.post(f"{url}/v1/completions", json=words, trust_env=False, timeout=WAIT_SECONDS).json()
-    assert answer["usage"]["completion_tokens"] == 8
+    assert answer.get("usage", answer).get("completion_tokens") == 8
     shown = json.loads(genserve(cluster, "status", "--json").stdout)
     assert {child["id"]: child["state"] for child in shown["children"]}["http"] == "running"
     assert genserve(cluster, "stop").returncode == 0

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from actors.envelope import ExitSignal
 from actors.exits import SHUTDOWN, CallFailed
 from actors.genserver import GenServer, NoReply, Reply
-from actors.node import call, cast, here, now, send_after, whereis
-from actors.pid import From
+from actors.node import call, here, now, send_after, whereis
+from actors.pid import From, Pid
 from actors.refusals import Unavailable
 from actors.supervision import ChildSpec
 from actors.system_config import ROOT
@@ -85,16 +85,13 @@ class Owner(GenServer):
         send_after(BEAT_SECONDS, "look")
 
     def handle_call(self, message: object, from_: From) -> Reply:
+        if isinstance(message, Here):
+            self.heard_at = now()
+            self.num_beats += 1
         return Reply(Owned(self.batch, self.num_beats))
 
-    def handle_cast(self, message: object) -> NoReply:
-        self.heard_at = now()
-        self.num_beats += 1
-        return NoReply()
-
     def handle_info(self, message: object) -> NoReply:
-        root = whereis(ROOT)
-        if now() - self.heard_at > self.silence_seconds and root is not None:
+        if now() - self.heard_at > self.silence_seconds and (root := whereis(ROOT)) is not None:
             here().post(root, ExitSignal(None, SHUTDOWN))  # as from outside: supervisors take no orders from children
         send_after(BEAT_SECONDS, "look")
         return NoReply()
@@ -113,5 +110,16 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
+        owner: Pid | None = None
         while not self._is_over.wait(BEAT_SECONDS):
-            cast(NAME, Here())
+            owner = say_here(owner)
+
+
+def say_here(owner: Pid | None) -> Pid | None:
+    """To the owner as it was last found, as a name is dear to look up; whom to say it to the next time."""
+    owner = owner or whereis(NAME)
+    try:
+        call(owner or NAME, Here())
+    except CallFailed:  # it died, and its next life is found by name
+        return None
+    return owner

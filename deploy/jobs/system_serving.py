@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from shutil import rmtree
 
-from actors import finding, process
+from actors import finding, precedence, process
 from actors.client import Client, find_client
 from actors.exits import CallFailed
 from actors.ledger_options import LedgerOptions
@@ -23,41 +23,37 @@ def own_system(
     choice: ModelChoice, batch: str, limits: LedgerOptions, address: str | None, ray_died: Callable[[], None]
 ) -> Iterator[Serving]:
     """Start a system, or take over the one that an earlier start of this batch left behind. It ends with the block."""
-    join(address)
-    try:
-        with process.vigil(ray_died):
-            config = config_for(choice, batch, limits)
-            try:
-                with Heartbeat(), closing(start_system(config)) as client:
-                    yield serving_of(client, choice)
-            finally:
-                with suppress(CallFailed):  # where it cannot be reached its owner ends it, as when a batch is killed
-                    stop()
-                rmtree(config.directory, ignore_errors=True)
-    finally:
-        process.disconnect()
+    with precedence.given(), joined(address), process.vigil(ray_died):
+        config = config_for(choice, batch, limits)
+        try:
+            with Heartbeat(), closing(start_system(config)) as client:
+                yield serving_of(client, choice)
+        finally:
+            with suppress(CallFailed):  # where it cannot be reached its owner ends it, as when a batch is killed
+                stop()
+            rmtree(config.directory, ignore_errors=True)
 
 
 @contextmanager
 def running_system(address: str, ray_died: Callable[[], None]) -> Iterator[Serving]:
     """A client of the system that runs at `address`. It stays when the block ends."""
-    with finding.watched(address, ray_died) as found:
-        join(found)
-        try:
-            with closing(find_client()) as client:
-                yield serving_of(client, running_config().choice)
-        finally:
-            process.disconnect()
+    with finding.watched(address, ray_died) as found, joined(found), closing(find_client()) as client:
+        yield serving_of(client, running_config().choice)
 
 
-def join(address: str | None) -> None:
-    """Connect to a Ray, or start one."""
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Connected to a Ray, or to one that is started for it."""
     on_terminate = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
     if address is None:
         process.connect()
     else:
         finding.join(address)
     signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        yield
+    finally:
+        process.disconnect()
 
 
 def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> SystemConfig:
