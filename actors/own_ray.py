@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from actors import precedence
 from actors.newborn import NURSERY, WORKER
 
 HERE = Path(__file__).resolve().parent
@@ -32,11 +33,15 @@ NO_JOB = "ffffffff"  # a worker that belongs to no job yet takes the first that 
 
 @contextmanager
 def lean(node: type[Any], services: Any) -> Iterator[None]:
-    """For a Ray that is started within; `node` is Ray's class that starts what belongs to one, with `services`."""
+    """For a Ray that is started within; `node` is Ray's class that starts what belongs to one, with `services`.
+
+    Its processes give way to those that compute; a model server takes precedence again.
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     agent = "_build_python_executable_command_memory_profileable"  # what begins the command of an agent
     with (
+        precedence.given(),
         replaced(node, "start_log_monitor", _without_log_monitor),
         replaced(node, "start_monitor", _without_monitor),
         replaced(node, "start_api_server", _without_api_server),

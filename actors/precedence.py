@@ -1,8 +1,8 @@
 """Precedence: where every core computes, who only passes messages on does not set aside who computes.
 
 Linux lets a process that wakes up take the core of one that computes, and the kernels' threads wait for each other, so
-what one is kept from is lost on both. Who gives way gets as much of the cores as before, at the end of a time slice: a
-few milliseconds later, which a batch does not notice and a stream might.
+what one is kept from is lost on both. Who gives way has as much of the cores as before, when a time slice ends at the
+latest, and that is a few milliseconds.
 """
 
 import os

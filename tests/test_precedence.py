@@ -14,8 +14,10 @@ from actors import precedence
 from actors.inline import Inline
 from actors.model_choice import ModelChoice
 from actors.model_server import ModelServer
-from actors.node import spawn
+from actors.node import call, spawn
+from actors.sys import stop
 from engine.engine import Engine
+from tests.servers import Echo
 from tests.serving import quick_engine, tiny_choice
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux has such a thing")
@@ -84,3 +86,12 @@ def test_a_model_server_takes_it_before_it_has_an_engine(tmp_path: Path) -> None
         spawn(ModelServer, choice, str(tmp_path / "state"))
         node.run()
     assert POLICIES == [os.SCHED_OTHER]
+
+
+@pytest.mark.ray
+def test_what_runs_on_a_ray_of_our_own_gives_way(ray: None) -> None:
+    pid = spawn(Echo)
+    threads = Path(f"/proc/{call(pid, 'os_pid')}/task").iterdir()
+    assert {os.sched_getscheduler(int(thread.name)) for thread in threads} == {os.SCHED_BATCH}
+    assert own_policy() == os.SCHED_OTHER
+    stop(pid)
