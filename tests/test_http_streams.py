@@ -181,6 +181,12 @@ def test_a_stream_that_goes_on_knows_where_in_the_text_it_stands(tiny: Served, e
     rest = events_of("\n\n".join(f"data: {data}" for _, data in events[cut + 1 :]))
     assert offsets_by_choice(events_of(again.text)) == offsets_by_choice(rest)
     assert texts_by_choice(events_of(again.text)) == texts_by_choice(rest)
+    between = position.rpartition(":")[0] + ":9.9.0.0"  # of the second prompt it has nothing
+    second = events_of(tiny.post("/v1/completions", fields, headers={"Last-Event-ID": between}).text)
+    whole = events_of("\n\n".join(f"data: {data}" for _, data in events))
+    for choice in (2, 3):
+        assert offsets_by_choice(second)[choice] == offsets_by_choice(whole)[choice]
+        assert texts_by_choice(second)[choice] == texts_by_choice(whole)[choice]
     beyond = position.rpartition(":")[0] + ":99.0.0.0"
     assert tiny.post("/v1/completions", fields, headers={"Last-Event-ID": beyond}).status_code == 416
 

@@ -115,14 +115,14 @@ class ActorBackend:
         return await self._client(tenant).cancel_async(request_id)
 
     async def _bursts(self, stream: Stream, request: Request | None) -> AsyncIterator[tuple[Part, ...]]:
-        """The stream's news. Who follows has read the prompt's scores."""
-        wants_scores = request is not None and request.sampling.prompt_logprobs is not None
+        """The stream's news, with the prompt's scores where it is told from its beginning."""
+        is_first = True
         try:
             with self._noted(request):
                 async for pieces in bursts_of(stream):
                     self._count(stream.id, sum(len(piece.tokens) for piece in pieces))
-                    yield (*(scores_of(stream) if wants_scores else ()), *pieces)
-                    wants_scores = False
+                    yield (*(scores_of(stream) if is_first else ()), *pieces)
+                    is_first = False
         finally:
             stream.leave()
         yield (stream.usage,)

@@ -68,8 +68,7 @@ class ChatShapes:
         for index in range(self.job.num_choices):
             yield self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
-    def scored(self, number: int, scores: PromptScored) -> Iterable[dict[str, Any]]:
-        return ()
+    def scored(self, number: int, scores: PromptScored) -> None: ...
 
     def chunk(self, answer: int, pieces: Sequence[Piece]) -> dict[str, Any] | None:
         text = "".join(piece.text for piece in pieces)

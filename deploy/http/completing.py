@@ -71,8 +71,8 @@ def completing(edge: Edge) -> APIRouter:
 
             job, had = await edge.job_of(http, "cmpl-", fields, prompts, sampling_for)
             echoes = tuple(text_of(edge, prompt) for prompt in fields.prompts) if fields.echo else None
-            fingerprint, is_resumed = fingerprint_of(card), had is not None
-            shapes = CompletionShapes(job, fingerprint, texts, fields.logprobs, wants_usage(fields), echoes, is_resumed)
+            fingerprint, usage = fingerprint_of(card), wants_usage(fields)
+            shapes = CompletionShapes(job, fingerprint, texts, fields.logprobs, usage, echoes, had or ())
             if fields.stream:
                 return await stream(edge, http, job, shapes, had)
             completions = await whole(edge, http, job)

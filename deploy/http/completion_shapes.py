@@ -21,14 +21,20 @@ class CompletionShapes:
     num_top: int | None
     wants_usage: bool
     echoes: tuple[str, ...] | None  # the prompts' texts
-    is_resumed: bool = False  # the prompts were told
+    had: Sequence[int] = ()  # pieces of each answer that the reader of a resumed stream has
     columns: list[Columns] = field(default_factory=list)
+    scores: dict[int, PromptScored] = field(default_factory=dict)  # by prompt; told with the first piece of each answer
+    untold: set[int] = field(default_factory=set)  # answers before which the prompt's logprobs are yet to be told
 
     def __post_init__(self) -> None:
         self.columns = [Columns(self.texts, self.num_top or 0) for _ in range(self.job.num_answers)]
-        if self.is_resumed and self.echoes is not None:
-            for answer, columns in enumerate(self.columns):
+        if self.echoes is None:
+            return
+        for answer, columns in enumerate(self.columns):
+            if self.had and self.had[answer]:
                 columns.skip(self.job.requests[answer // self.job.num_choices].prompt)
+            elif self.num_top is not None:
+                self.untold.add(answer)
 
     def completion(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [
@@ -69,28 +75,34 @@ class CompletionShapes:
             for answer in range(self.job.num_answers):
                 yield self._chunk(choice_of(answer, self.echoes[answer // self.job.num_choices], None, None))
 
-    def scored(self, number: int, scores: PromptScored) -> Iterable[dict[str, Any]]:
-        if self.echoes is None or self.num_top is None:
-            return
-        for choice in range(self.job.num_choices):
-            answer = number * self.job.num_choices + choice
-            columns = self.columns[answer].add_prompt(self.job.requests[number].prompt, scores.logprobs)
-            yield self._chunk(choice_of(answer, self.echoes[number], columns, None))
+    def scored(self, number: int, scores: PromptScored) -> None:
+        self.scores[number] = scores
 
     def chunk(self, answer: int, pieces: Sequence[Piece]) -> dict[str, Any] | None:
         text = "".join(piece.text for piece in pieces)
         reason = pieces[-1].finish_reason
         if reason in ("error", "abort"):
             return None  # told as an error
+        prompt, logprobs = self._prompt(answer)
         records = [piece.logprob for piece in pieces if piece.logprob is not None]
-        has_records = self.num_top is not None and bool(records)
-        if not (text or reason or has_records):
+        if self.num_top is not None and records:
+            logprobs = joined([logprobs, self.columns[answer].add(records)])
+        if not (text or reason or logprobs):
             return None
-        return self._chunk(choice_of(answer, text, self.columns[answer].add(records) if has_records else None, reason))
+        return self._chunk(choice_of(answer, prompt + text, logprobs, reason))
 
     def closing(self, usages: Sequence[Usage]) -> Iterable[dict[str, Any]]:
         if self.wants_usage:
             yield self._envelope([]) | {"usage": usage_of(usages)}
+
+    def _prompt(self, answer: int) -> tuple[str, dict[str, Any] | None]:
+        """What of the prompt is told with an answer's first piece, in one event: a reader has both, or neither."""
+        number = answer // self.job.num_choices
+        if self.echoes is None or answer not in self.untold or number not in self.scores:
+            return "", None
+        self.untold.discard(answer)
+        prompt = self.job.requests[number].prompt
+        return self.echoes[number], self.columns[answer].add_prompt(prompt, self.scores[number].logprobs)
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         envelope = self._envelope([choice])

@@ -57,7 +57,7 @@ class InlineRequests:
         return self._bursts(entry, (0,) * len(entry.pieces) if again else had)
 
     async def _bursts(self, entry: Entry, had: tuple[int, ...] | None) -> AsyncIterator[tuple[Part, ...]]:
-        wants_scores = had is None and entry.request.sampling.prompt_logprobs is not None
+        wants_scores = not any(had or ()) and entry.request.sampling.prompt_logprobs is not None
         counts = list(had or (0,) * len(entry.pieces))
         with registered(self._readers, entry.id) as news:
             while True:

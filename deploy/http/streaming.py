@@ -32,8 +32,8 @@ class Chunks(Protocol):
         """What comes before the first token."""
         ...
 
-    def scored(self, number: int, scores: PromptScored) -> Iterable[dict[str, Any]]:
-        """The chunks for a prompt's logprobs."""
+    def scored(self, number: int, scores: PromptScored) -> None:
+        """Take note of a prompt's logprobs, which come before its answers' first pieces."""
         ...
 
     def chunk(self, answer: int, pieces: Sequence[Piece]) -> dict[str, Any] | None:
@@ -150,7 +150,7 @@ class Streamed(Response):
             if isinstance(part, Piece):
                 pieces.setdefault(number * self.job.num_choices + part.choice, []).append(part)
             elif isinstance(part, PromptScored):
-                yield self._framed(self.chunks.scored(number, part))
+                self.chunks.scored(number, part)
             else:
                 self.usages.append(part)
         for answer, news in pieces.items():
