@@ -204,11 +204,11 @@ class Client:
             one.line.drop(one.inbox)
         return [one for one in asked if one.id is None and not one.inbox.is_over]
 
-    def _cancel_all(self, asked: Iterable[Asked]) -> None:
+    def _cancel_all(self, asked: Iterable[Asked], patience_seconds: float | None = PARTING_SECONDS) -> None:
         with suppress(Unavailable):  # their leases end them then
             for line, inbox, _ in asked:
                 with suppress(UnknownRequest):
-                    self._cancel(line, inbox.id, self.tenant, PARTING_SECONDS)
+                    self._cancel(line, inbox.id, self.tenant, patience_seconds)
 
     def _cancel(self, line: Line, id: str, tenant: str, patience_seconds: float | None = None) -> bool:
         return line.ask(lambda pid: request_server.cancel(pid, id, tenant), patience_seconds)
@@ -227,7 +227,7 @@ class Client:
         except asyncio.CancelledError:
             nameless = self._let_go([Asked(line, inbox, id)])
             if nameless:  # it may be accepted all the same; told by a thread, as the event loop may be about to end
-                threading.Thread(target=self._cancel_all, args=(nameless,), daemon=True).start()
+                threading.Thread(target=self._cancel_all, args=(nameless, None), daemon=True).start()
             raise
         return line, inbox
 

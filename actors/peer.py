@@ -51,11 +51,14 @@ class Peer:
         """Asked out of turn, by socket alone; None where it cannot be. Raises TimeoutError."""
         with self._lock:
             cable = self._present_cable()
+        said = cable.ask(PING) if cable else None
         try:
-            said = cable.ask(PING) if cable else None
             return None if said is None else said.result(timeout) == ALIVE
         except Unplugged:
             return None
+        finally:
+            if said is not None:
+                said.cancel()  # nobody waits for it any more
 
     def _packed(self, caller: Pid | None, envelope: Envelope) -> Packed:
         return label(self._sender, self._next_number) + self._pack((caller, envelope))

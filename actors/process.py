@@ -46,6 +46,7 @@ from actors.host import Host, Packed
 from actors.loop import Loop
 from actors.node import enter, leave
 from actors.own_ray import lean, let_workers_import_us
+from actors.packing import packed
 from actors.peer import Peer
 from actors.pid import From, Pid
 from actors.shared_table import SharedTable
@@ -209,7 +210,10 @@ class RayNode:
             self._check()
 
     async def ask_async(self, pid: Pid, envelope: Envelope, timeout: float | None) -> Any:
+        if pid not in self._peers:  # to look for it takes time, which is not the event loop's
+            await asyncio.to_thread(self._peer, pid)
         asked = asyncio.wrap_future(self._living_peer(pid).ask(self._me, envelope))
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may be gone
         # Waited for and not cancelled: what Ray was told to do cannot be taken back, its answer can be dropped.
         done, _ = await asyncio.wait({asked}, timeout=timeout)
         if not done:
@@ -357,13 +361,11 @@ def _actor() -> Any:
 
 
 def _pack(value: object) -> Packed:
-    """Python's own pickle takes a third of the time, and knows a program's main file by a name that others have too."""
-    with suppress(Exception):
-        plain: Packed = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-        if b"__main__" not in plain:
-            return plain
-    packed: Packed = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
-    return packed
+    plain = packed(value)
+    if plain is not None:
+        return plain
+    by_value: Packed = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
+    return by_value
 
 
 def _vanish() -> None:

@@ -27,10 +27,10 @@ class Rest:
         self._is_disturbed.set()
 
     def is_finalizing(self) -> bool:
-        if time.monotonic() - self._disturbed_at <= AWAKE_SECONDS:
-            self._is_disturbed.clear()
-        elif threading.current_thread() is threading.main_thread() and not sys.is_finalizing():
+        is_quiet = time.monotonic() - self._disturbed_at > AWAKE_SECONDS
+        if is_quiet and threading.current_thread() is threading.main_thread() and not sys.is_finalizing():
             self._is_disturbed.wait(REST_SECONDS)
+            self._is_disturbed.clear()
         return sys.is_finalizing()
 
     def __getattr__(self, name: str) -> object:

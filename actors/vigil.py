@@ -15,6 +15,7 @@ from ipaddress import ip_address
 
 LOOK_SECONDS = 0.25
 LAST_LOOK_SECONDS = 0.5
+TRUST_SECONDS = 10.0  # in a connection: a machine that loses its power does not close it
 NEAR_SECONDS, FAR_SECONDS = 3.0, 30.0  # for which nobody listens where a Ray is that somebody else has started
 
 
@@ -76,9 +77,11 @@ class Post:
     def __init__(self, address: str) -> None:
         self._place = host_of(address), int(address.rpartition(":")[2])
         self._kept: socket.socket | None = None
+        self._made_at = 0.0
 
     def is_deserted(self) -> bool:
-        if self._kept is not None and is_open(self._kept):
+        is_fresh = time.monotonic() - self._made_at < TRUST_SECONDS
+        if self._kept is not None and is_fresh and is_open(self._kept):
             return False
         try:
             fresh = socket.create_connection(self._place, 1.0)
@@ -86,7 +89,7 @@ class Post:
             return isinstance(trouble, ConnectionRefusedError)
         self.close()
         fresh.setblocking(False)
-        self._kept = fresh
+        self._kept, self._made_at = fresh, time.monotonic()
         return False
 
     def close(self) -> None:

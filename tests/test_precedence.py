@@ -72,6 +72,16 @@ def test_a_policy_that_somebody_chose_is_left() -> None:
     assert in_a_thread(as_idle) == [os.SCHED_IDLE, os.SCHED_IDLE]
 
 
+def test_where_it_is_refused_nobody_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with precedence.given():
+        assert own_policy() == os.SCHED_OTHER
+        precedence.take()
+
+
 def look(choice: ModelChoice) -> Engine:
     POLICIES.append(own_policy())
     return quick_engine(choice)

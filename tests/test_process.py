@@ -19,9 +19,10 @@ import pytest
 
 from actors import sys
 from actors.exits import AlreadyStarted, Died, NoProc, StartFailed, Timeout
-from actors.node import call, call_async, cast, exit, is_alive, join, living, spawn, whereis
+from actors.node import call, call_async, cast, exit, here, is_alive, join, living, spawn, whereis
 from actors.peer import Peer
 from actors.pid import Pid
+from actors.process import RayNode
 from actors.supervision import ChildSpec, Policy
 from actors.supervisor import Supervisor, start_child, which_children
 from tests.servers import Block, Crash, Echo, Loader, Trapper, Unwilling
@@ -418,3 +419,37 @@ def test_what_a_programs_main_file_defines_is_carried_by_value(echo: Pid, monkey
     monkeypatch.setattr(Word, "__module__", "__main__")
     monkeypatch.setattr(main, "Word", Word, raising=False)
     call(echo, Word("seen"))  # its class can be pickled by name here, and would be looked for in vain there
+
+
+def test_an_event_loop_does_not_wait_for_rays_answer_where_a_process_is(
+    echo: Pid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    look_up = RayNode._peer
+
+    def noted(node: RayNode, pid: Pid) -> Peer:
+        if pid not in node._peers:
+            looked_up.append(threading.current_thread().name)
+        return look_up(node, pid)
+
+    monkeypatch.setattr(RayNode, "_peer", noted)
+    node = here()
+    assert isinstance(node, RayNode)
+    node._peers.pop(echo, None)
+    assert asyncio.run(call_async(echo, "me")) == echo
+    assert len(looked_up) == 1 and looked_up != [threading.main_thread().name]
+
+
+def test_who_asks_a_silent_process_whether_it_lives_leaves_no_question_behind(echo: Pid) -> None:
+    node = here()
+    assert isinstance(node, RayNode)
+    peer = node._peer(echo)
+    assert peer.says_it_lives(10.0) is True
+    os_pid = call(echo, "os_pid")
+    os.kill(os_pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            peer.says_it_lives(0.05)
+    finally:
+        os.kill(os_pid, signal.SIGCONT)
+    assert peer._cable is not None and not peer._cable._open

@@ -52,6 +52,15 @@ def test_who_sleeps_is_woken_by_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("long_rest")
+def test_one_call_wakes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "AWAKE_SECONDS", 0.0)
+    given = Rest()
+    given.disturb()
+    assert look(given) < REST
+    assert look(given) >= REST
+
+
+@pytest.mark.usefixtures("long_rest")
 def test_only_the_thread_that_takes_rays_calls_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rest, "AWAKE_SECONDS", 0.0)
     given, took = Rest(), list[float]()

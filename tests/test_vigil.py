@@ -14,6 +14,7 @@ from actors.vigil import Vigil
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vigil, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(vigil, "NEAR_SECONDS", 0.3)
+    monkeypatch.setattr(vigil, "TRUST_SECONDS", 0.1)
     monkeypatch.setattr(vigil, "LAST_LOOK_SECONDS", 0.1)
 
 
@@ -47,6 +48,17 @@ def test_one_that_stays_away_is_told_of_once(store: socket.socket) -> None:
         left = time.monotonic()
         wait_for(lambda: told)
     assert len(told) == 1 and told[0] - left > 0.25
+
+
+def test_a_connection_that_stays_open_is_not_trusted_for_ever(store: socket.socket) -> None:
+    """As where a machine lost its power, and came back without it."""
+    told: list[float] = []
+    with watched(store, told):
+        left_open, _ = store.accept()
+        store.close()
+        wait_for(lambda: told)
+        left_open.close()
+    assert len(told) == 1
 
 
 def test_one_that_comes_back_in_time_is_not_told_of(store: socket.socket) -> None:
