@@ -8,6 +8,9 @@ import pickle
 from io import BytesIO
 from typing import Any
 
+from actors.exits import NOPROC, Died, NoProc, NotCarried
+from actors.pid import Pid
+
 ROOMS = frozenset(("actors", "deploy", "engine", "loaders"))
 
 
@@ -37,3 +40,13 @@ def packed(value: object) -> bytes | None:
     except Exception:  # the other way says what is wrong, if anything is
         return None
     return whole.getvalue()
+
+
+def value_of(pid: Pid, answer: bytes) -> Any:
+    """What a process answered; raised, if it had no answer."""
+    is_reply, value = pickle.loads(answer)
+    if is_reply:
+        return value
+    if isinstance(value, NotCarried):
+        raise value
+    raise NoProc(pid, NOPROC) if value == NOPROC else Died(pid, value)

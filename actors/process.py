@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pickle
 import signal
 import threading
 import time
@@ -41,12 +40,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors import names
 from actors.birth import Birth, label_of
 from actors.envelope import Envelope
-from actors.exits import KILLED, NOPROC, Died, NoProc, NotCarried, Reason, StartFailed, Timeout
+from actors.exits import KILLED, NOPROC, Died, NoProc, Reason, StartFailed, Timeout
 from actors.host import Host, Packed
 from actors.loop import Loop
 from actors.node import enter, leave
 from actors.own_ray import lean, let_workers_import_us
-from actors.packing import packed
+from actors.packing import packed, value_of
 from actors.peer import Peer
 from actors.pid import From, Pid
 from actors.shared_table import SharedTable
@@ -202,7 +201,7 @@ class RayNode:
         self._check()
         asked = self._living_peer(pid).ask(self._me, envelope)
         try:
-            return _value(pid, asked.result(timeout))
+            return value_of(pid, asked.result(timeout))
         except _FAILURES as error:
             asked.cancel()
             raise self._failure(pid, error) from None
@@ -219,7 +218,7 @@ class RayNode:
         if not done:
             raise Timeout(pid, "timeout")
         try:
-            return _value(pid, asked.result())
+            return value_of(pid, asked.result())
         except _FAILURES as error:
             raise self._failure(pid, error) from None
 
@@ -380,15 +379,6 @@ def _make_sure(os_pid: int) -> None:
         time.sleep(0.002)
     with suppress(ProcessLookupError):
         os.kill(os_pid, signal.SIGKILL)
-
-
-def _value(pid: Pid, answer: Packed) -> Any:
-    is_reply, value = pickle.loads(answer)
-    if is_reply:
-        return value
-    if isinstance(value, NotCarried):
-        raise value
-    raise NoProc(pid, NOPROC) if value == NOPROC else Died(pid, value)
 
 
 def _keep_quiet(data: object, ignore_prefix: bool) -> None:

@@ -22,9 +22,9 @@ class CompletionShapes:
     wants_usage: bool
     echoes: tuple[str, ...] | None  # the prompts' texts
     had: Sequence[int] = ()  # pieces of each answer that the reader of a resumed stream has
-    columns: list[Columns] = field(default_factory=list)
-    scores: dict[int, PromptScored] = field(default_factory=dict)  # by prompt; told with the first piece of each answer
-    untold: set[int] = field(default_factory=set)  # answers before which the prompt's logprobs are yet to be told
+    columns: list[Columns] = field(init=False)
+    scores: dict[int, PromptScored] = field(init=False, default_factory=dict)  # by prompt; told with an answer's first
+    untold: set[int] = field(init=False, default_factory=set)  # answers that have no piece yet, and wait for these
 
     def __post_init__(self) -> None:
         self.columns = [Columns(self.texts, self.num_top or 0) for _ in range(self.job.num_answers)]

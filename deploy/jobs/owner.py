@@ -118,8 +118,9 @@ class Heartbeat:
 def say_here(owner: Pid | None) -> Pid | None:
     """To the owner as it was last found, as a name is dear to look up; whom to say it to the next time."""
     owner = owner or whereis(NAME)
-    try:
-        call(owner or NAME, Here(), BEAT_SECONDS)
-    except CallFailed:  # it died, and its next life is found by name
-        return None
+    if owner is not None:
+        try:
+            call(owner, Here(), BEAT_SECONDS)
+        except CallFailed:  # it died, and its next life is found by name
+            return None
     return owner
