@@ -1,5 +1,6 @@
 """What the door makes of several processes: their counts as one system's."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from actors.exits import CallFailed
+from actors.refusals import Unavailable
 from actors.request_stats import NOT_OPEN, RequestServerStats
 from actors.system_config import partition_names
-from deploy.http import actor_view
+from deploy.http import actor_backend, actor_view
+from deploy.http.actor_backend import ActorBackend
 from deploy.http.actor_view import NO_VIEW, View, view_of
 from deploy.http.backend import ModelCard
 from deploy.http.meters import Meters
@@ -136,3 +139,23 @@ def test_adapters_are_told_while_a_partition_reads_its_journal(
     assert view.adapters == ("voice",)
     partitions[SECOND] = NOT_OPEN
     assert look_at_both(tmp_path, view).adapters == ("voice",)
+
+
+def test_who_comes_just_after_the_model_need_not_wait_for_the_next_look(
+    tmp_path: Path, engines: dict[str, EngineStats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_system(tmp_path)
+    looks: list[View] = []
+    see = actor_backend.view_of
+    monkeypatch.setattr(actor_backend, "view_of", lambda *given, **said: looks.append(see(*given, **said)) or looks[-1])
+    tokenizer: Any = SimpleNamespace(spec=SimpleNamespace(max_tokens=None), vocab_size=300)
+    backend = ActorBackend(config, "tiny", tokenizer)
+
+    async def cards() -> list[ModelCard]:
+        with pytest.raises(Unavailable):
+            await backend.card()
+        engines["genserve.models.model-0"] = ENGINE
+        return await asyncio.gather(*[backend.card() for _ in range(20)])
+
+    assert {card.name for card in asyncio.run(cards())} == {"tiny"}
+    assert len(looks) == 2  # one for all that came together

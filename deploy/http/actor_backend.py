@@ -70,6 +70,7 @@ class ActorBackend:
         self._running: dict[str, Running] = {}  # what came through this door, from the moment it came
         self._view = NO_VIEW
         self._tree = process_of(None)
+        self._extra_look: asyncio.Future[None] | None = None
         self._deaths = Deaths()
         self._watched_at = -WATCHED_SECONDS
         self._threads = ThreadPoolExecutor(NUM_THREADS, "door")
@@ -155,6 +156,8 @@ class ActorBackend:
     # Model and adapters
 
     async def card(self) -> ModelCard:
+        if not self._view.engines:
+            await self._look_again()
         engines, options = self._view.engines.values(), self.config.choice.options
         if not engines:
             raise Unavailable(self._view.why_not_ready or "the model is loading")
@@ -266,6 +269,13 @@ class ActorBackend:
             with contextlib.suppress(Refusal):
                 await self._look()
             await self._pause(QUIET_SECONDS)
+
+    async def _look_again(self) -> None:
+        """For who comes before any model was seen: one may be there since the last look. All that come share one."""
+        if self._extra_look is None or self._extra_look.done():
+            self._extra_look = asyncio.ensure_future(self._look())
+        with contextlib.suppress(Refusal):
+            await asyncio.shield(self._extra_look)
 
     async def _look(self) -> None:
         self._view, self._booked = await asking(self._seen, self._lookers)
