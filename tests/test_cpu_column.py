@@ -1,14 +1,18 @@
 """engine/kernels/cpu in an engine's life: caches in place, pipelines, threads, forks, the choice at start."""
 
 import logging
+import mmap
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from engine.cache import KVCache
 from engine.kernels.choose import choose
 from engine.kernels.cpu import missing_reason
 from tests.cpu_models import Numbers, Run, logits_by_halves, make_batch, make_cache, make_tables, make_weights
@@ -69,6 +73,47 @@ def test_cache_is_written_in_place_while_the_step_before_still_runs(world):
         previous = logits
     mx.eval(previous)
     assert mx.get_peak_memory() - before < cache.layers[0].keys.nbytes // 4
+
+
+def test_a_long_context_moves_to_large_pages_and_keeps_its_bits(world):
+    kernels, weights, caches = world[1], world[2], [make_cache(world[0], world[3], BLOCK, "float32") for _ in range(2)]
+    for cache in caches:
+        kernels.warm_up(weights, cache, 1, 1)
+    mx.eval(step(world, caches[0], 0, 1000))
+    before = large_pages_of(caches[0]) if has_large_pages() else 0
+    for at in range(1000, 1032):  # 512 bytes a slot: from 1,024 on a quarter of a page is read
+        one = np.array(step(world, caches[0], at))
+    at_once = np.array(step(world, caches[1], 0, 1032))[-1:]
+    assert np.array_equal(one, at_once)
+    if has_large_pages():
+        assert large_pages_of(caches[0]) >= before + 2, "those of 1,032 keys and of as many values"
+
+
+def large_pages_of(cache: KVCache) -> int:
+    """How many pages of 2 MB are in use where its arrays lie, and what is mapped beside them."""
+    addresses = [np.frombuffer(memoryview(array), np.uint8).ctypes.data for array in cache.arrays()]
+    found, is_here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_here = any(int(bounds[1], 16) <= address < int(bounds[2], 16) for address in addresses)
+        elif is_here and line.startswith("AnonHugePages:"):
+            found += int(line.split()[1]) >> 11
+    return found
+
+
+def has_large_pages() -> bool:
+    """Whether this system makes small pages that are in use into large ones when it is asked."""
+    if sys.platform != "linux":
+        return False
+    collapse, large = 25, 1 << 21
+    with mmap.mmap(-1, 2 * large, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        begin = np.frombuffer(memory, np.uint8).ctypes.data
+        memory[:] = bytes(len(memory))
+        try:
+            memory.madvise(collapse, -begin % large, large)
+        except OSError:
+            return False
+        return True
 
 
 def test_a_cache_that_somebody_holds_is_copied(world):

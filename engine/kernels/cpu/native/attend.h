@@ -1,9 +1,12 @@
 // Softmax attention of some queries to one split of their sequence's keys.
 //
 // Queries that share a key head go together, so that a key is read once for all of them. Scores are sums over lanes
-// of dimensions, joined by one fixed tree; values are added key after key. A split is SPLIT keys counted from
-// position 0, whatever the chunk, so a row meets the same splits in decode and in prefill.
+// of dimensions, joined by one fixed tree; values are added key after key. What scales a cached vector is given to its
+// score or weight. A split is SPLIT keys counted from position 0, whatever the chunk, so a row meets the same splits in
+// decode and in prefill. Behind the last key lie more: the last again, for who takes some together.
 #pragma once
+#include <type_traits>
+
 #include "cached.h"
 #include "kernels.h"
 #include "rows.h"
@@ -12,7 +15,7 @@ namespace genserve::ISA {
 
 INLINE float minus_infinity() { return -__builtin_inff(); }
 
-constexpr int TOGETHER = 32;  // values that are added for one head before the next has its turn
+constexpr int TOGETHER = 16;  // values that are added for one head before the next has its turn
 
 // Sizes that are known when this is compiled fill their vectors.
 template <int SIZE>
@@ -22,12 +25,10 @@ INLINE HeadSize<SIZE> padded(HeadSize<SIZE> size) {
 
 // Products of N queries with four keys, summed over runs of four lanes.
 template <int N, class Keys>
-INLINE void score(const float* const* q, const Keys& keys, int head, int key, int last, auto size, Vec* runs) {
-  const auto key0 = keys(key < last ? key : last - 1, head), key1 = keys(key + 1 < last ? key + 1 : last - 1, head);
-  const auto key2 = keys(key + 2 < last ? key + 2 : last - 1, head);
-  const auto key3 = keys(key + 3 < last ? key + 3 : last - 1, head);
+INLINE void score(const float* const* q, const Keys& keys, int head, int key, auto size, Vec* runs) {
   for (int j = 0; j < 4; ++j) keys.ask(key + AHEAD + j, head);
-  const decltype(key0) each[4] = {key0, key1, key2, key3};
+  const decltype(keys(key, head)) each[4] = {
+      keys(key, head), keys(key + 1, head), keys(key + 2, head), keys(key + 3, head)};
   constexpr int EACH = N * 4 + N < REGISTERS ? 4 : 2;  // keys whose sums fit into the registers
   Vec sums[N][4];
 #pragma GCC unroll 2
@@ -86,7 +87,7 @@ INLINE void add_values(
 }
 
 template <int N, class Values>
-void add_values(
+__attribute__((noinline)) void add_values(
     const float* weights, const Values& values, int head, int first, int last, auto size, float* out) {
   if (first >= last) return;
   int i = 0;
@@ -95,23 +96,28 @@ void add_values(
   for (; i < size; i += LANES) add_values<N, 1>(weights, values, head, first, last, i, size, out);
 }
 
-// Weights of one query's keys in [first, last), zero beside them; -inf and 0 if it sees none.
-INLINE Partial soften(float* scores, int first, int last) {
+// Weights of one query's keys in [first, last), zero beside them, each times its value's scale; -inf and 0 if it sees
+// none.
+template <class Values>
+INLINE Partial soften(float* scores, const float* scales, int first, int last) {
   if (first >= last) return {minus_infinity(), 0.0f};
   const int begin = first / LANES * LANES;
   Vec least = broadcast(minus_infinity()), biggest = least, from = broadcast(static_cast<float>(first));
   Vec to = broadcast(static_cast<float>(last));
   for (int i = begin; i < last; i += LANES) {
-    Vec key = add(lane_numbers(), broadcast(static_cast<float>(i)));
-    Vec s = where_less(key, from, least, where_less(key, to, load(scores + i), least));
-    store(scores + i, s);
+    Vec s = load(scores + i);
+    if (i < first || i + LANES > last) {
+      Vec key = add(lane_numbers(), broadcast(static_cast<float>(i)));
+      s = where_less(key, from, least, where_less(key, to, s, least));
+      store(scores + i, s);
+    }
     biggest = max(biggest, s);
   }
   Partial p{largest(biggest), 0.0f};
   Vec sums = zero();
   for (int i = begin; i < last; i += LANES) {
     Vec weight = exp(sub(load(scores + i), broadcast(p.largest)));
-    store(scores + i, weight);
+    store(scores + i, scaled<Values>(weight, scales + i));
     sums = add(sums, weight);
   }
   p.sum = sum(sums);
@@ -121,6 +127,7 @@ INLINE Partial soften(float* scores, int first, int last) {
 // The keys of [first, last) that query n sees.
 struct Run {
   int first, last;
+  int end() const { return (last + LANES - 1) / LANES * LANES; }  // of whole vectors
 };
 INLINE Run seen(const Queries& queries, int n, int first, int last) {
   return {queries.first[n] > first ? queries.first[n] : first, queries.last[n] < last ? queries.last[n] : last};
@@ -128,7 +135,7 @@ INLINE Run seen(const Queries& queries, int n, int first, int last) {
 
 // Each query sees its own run of keys: what all N see goes together, the rest one by one, always in order.
 template <int N, class Values>
-void add_values_of(
+__attribute__((noinline)) void add_values_of(
     const Queries& queries, int n0, const float* weights, const Values& values, int head, Run run, auto size,
     float* out) {
   Run joint = run;
@@ -147,13 +154,16 @@ void add_values_of(
   }
 }
 
-#define GENSERVE_UP_TO_FOUR(n, CALL) \
-  switch (n) {                       \
-    case 1: CALL(1); break;          \
-    case 2: CALL(2); break;          \
-    case 3: CALL(3); break;          \
-    default: CALL(4); break;         \
-  }
+// Calls with how many of `count` queries go together, four at most, and with the first of them.
+template <class Call>
+INLINE void by_fours(int count, const Call& call) {
+  for (int n = 0; n < count; n += 4) switch (count - n) {
+      case 1: call(std::integral_constant<int, 1>(), n); break;
+      case 2: call(std::integral_constant<int, 2>(), n); break;
+      case 3: call(std::integral_constant<int, 3>(), n); break;
+      default: call(std::integral_constant<int, 4>(), n);
+    }
+}
 
 INLINE Run span(const Queries& queries) {
   Run run{SPLIT, 0};
@@ -180,38 +190,52 @@ void attend_with(
     Partial* partials, float* out) {
   const Run run = span(queries);
   const int each = queries.count / num_heads;
+  const auto scores_of = [scores](int n) { return scores + static_cast<size_t>(n) * SPLIT; };
   Vec runs[MAX_QUERIES][LANES / 4];
+  alignas(64) float key_scales[MAX_QUERIES][LANES], value_scales[SPLIT];
   ask_first(keys, run, num_heads);
   for (int key = run.first; key < run.last; key += LANES) {
-    for (int head = 0; head < num_heads; ++head)
-      for (int n = head * each; n < (head + 1) * each; n += 4)
-        for (int part = 0; part < LANES / 4; ++part) {
-#define GENSERVE_CALL(N) score<N>(queries.q + n, keys, head, key + 4 * part, run.last, size, &runs[n][part])
-          GENSERVE_UP_TO_FOUR((head + 1) * each - n, GENSERVE_CALL)
-#undef GENSERVE_CALL
+    if constexpr (Keys::IS_SCALED)
+      for (int head = 0; head < num_heads; ++head) find_scales(keys, head, key, key + LANES, key_scales[head]);
+    by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
+      for (int part = 0; part < LANES / 4; ++part)
+        for (int head = 0; head < num_heads; ++head) {
+          const int n = head * each + of_head;
+          score<many.value>(queries.q + n, keys, head, key + 4 * part, size, &runs[n][part]);
         }
-    for (int n = 0; n < queries.count; ++n) store(scores + static_cast<size_t>(n) * SPLIT + key, join_runs(runs[n]));
+    });
+    for (int n = 0; n < queries.count; ++n)
+      store(scores_of(n) + key, scaled<Keys>(join_runs(runs[n]), key_scales[n / each]));
   }
   ask_first(values, run, num_heads);
-  for (int n = 0; n < queries.count; ++n)
-    partials[n] = soften(scores + static_cast<size_t>(n) * SPLIT, queries.first[n], queries.last[n]);
+  for (int head = 0; head < num_heads; ++head) {
+    if constexpr (Values::IS_SCALED) find_scales(values, head, run.first, run.end(), value_scales + run.first);
+    for (int n = head * each; n < (head + 1) * each; ++n)
+      partials[n] = soften<Values>(scores_of(n), value_scales, queries.first[n], queries.last[n]);
+  }
   for (size_t i = 0; i < static_cast<size_t>(queries.count) * size; i += LANES) store(out + i, zero());
+  Run seen_by_all{0, SPLIT};
+  for (int n = 0; n < queries.count; ++n) seen_by_all = seen(queries, n, seen_by_all.first, seen_by_all.last);
   for (int key = run.first; key < run.last; key += TOGETHER) {
     const Run some{key, key + TOGETHER < run.last ? key + TOGETHER : run.last};
-    for (int head = 0; head < num_heads; ++head)
-      for (int n = head * each; n < (head + 1) * each; n += 4) {
-        const float* s = scores + static_cast<size_t>(n) * SPLIT;
-        float* o = out + static_cast<size_t>(n) * size;
-#define GENSERVE_CALL(N) add_values_of<N>(queries, n, s, values, head, some, size, o)
-        GENSERVE_UP_TO_FOUR((head + 1) * each - n, GENSERVE_CALL)
-#undef GENSERVE_CALL
+    const bool is_joint = seen_by_all.first <= some.first && some.last <= seen_by_all.last;
+    by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
+      for (int head = 0; head < num_heads; ++head) {
+        const int n = head * each + of_head;
+        const float* weights = scores_of(n);
+        float* to = out + static_cast<size_t>(n) * size;
+        if (is_joint)
+          add_values<many.value>(weights, values, head, some.first, some.last, size, to);
+        else
+          add_values_of<many.value>(queries, n, weights, values, head, some, size, to);
       }
+    });
   }
 }
 
 template <class Vectors>
 INLINE void widen(Vectors from, Run run, auto size, float* out) {
-  for (int key = run.first; key < run.last; ++key) {
+  for (int key = run.first; key < run.end(); ++key) {
     from.ask(key + AHEAD, 0);
     const auto each = from(key, 0);
     for (int i = 0; i < size; i += LANES) store(out + static_cast<size_t>(key) * size + i, each.at(i));
@@ -230,11 +254,13 @@ void attend_in(
       reinterpret_cast<const Type*>(cache.values), cache.value_scales, slots, cache.heads, head, exact};
   if (num_heads > 1 || queries.count <= 4)  // few rows: not worth floats in memory
     return attend_with(queries, keys, values, num_heads, size, scores, partials, out);
-  float* wide_values = spare + static_cast<size_t>(SPLIT) * size;
+  float *wide_values = spare + static_cast<size_t>(SPLIT) * size, key_scales[SPLIT], value_scales[SPLIT];
+  find_scales(keys, 0, 0, SPLIT, key_scales);
+  find_scales(values, 0, 0, SPLIT, value_scales);
   widen(keys, span(queries), size, spare);
   widen(values, span(queries), size, wide_values);
-  attend_with(
-      queries, Widened<SIZE>{spare, size}, Widened<SIZE>{wide_values, size}, 1, size, scores, partials, out);
+  const Widened<SIZE> all_keys{spare, key_scales, size}, all_values{wide_values, value_scales, size};
+  attend_with(queries, all_keys, all_values, 1, size, scores, partials, out);
 }
 
 template <Format FORMAT>

@@ -35,9 +35,28 @@ mx::array settled(const mx::array& a) {
   return b;
 }
 
-// As large as `a`, and holding anything: no page is touched, so memory is taken as it is written.
+// Whether MLX keeps a buffer's size before its numbers, and nothing else. One made for a GPU does not.
+bool is_plain_memory() {
+  const mx::array probe(mx::allocator::malloc(LARGE_PAGE), {1}, mx::uint8);
+  mx::allocator::Buffer buffer = probe.buffer();
+  const auto* size = static_cast<size_t*>(buffer.ptr());
+  return buffer.raw_ptr() == size + 1 && *size == probe.buffer_size() && *size >= LARGE_PAGE;
+}
+
+// As large as `a`, and holding anything: no page is touched, so memory is taken as it is written. If memory is plain, it
+// begins where a large page may; MLX is not told of what lies before, as it gives no memory on to a successor that is
+// much smaller.
 mx::array unwritten_like(const mx::array& a) {
-  return mx::array(mx::allocator::malloc(a.nbytes()), a.shape(), a.dtype());
+  static const bool is_plain = is_plain_memory();
+  if (!is_plain) return mx::array(mx::allocator::malloc(a.nbytes()), a.shape(), a.dtype());
+  const mx::array whole(mx::allocator::malloc(a.nbytes() + LARGE_PAGE), {1}, mx::uint8);
+  *static_cast<size_t*>(whole.buffer().ptr()) = a.nbytes();
+  const auto begin = reinterpret_cast<uintptr_t>(whole.data<uint8_t>());
+  const uintptr_t gap = (begin + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE - begin;
+  mx::array part(a.shape(), a.dtype(), nullptr, {});
+  part.copy_shared_buffer(whole, a.strides(), a.flags(), a.size(), static_cast<int64_t>(gap / a.itemsize()));
+  part.set_status(mx::array::Status::available);
+  return part;
 }
 
 Format float_format(mx::Dtype dtype) {

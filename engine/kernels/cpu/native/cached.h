@@ -29,24 +29,17 @@ struct HeadSize<0> {
   ALWAYS_INLINE operator int() const { return value; }
 };
 
-// A cached vector of one head.
+// A cached vector of one head, without its scale.
 template <Format FORMAT, int SIZE>
 struct CachedVector {
   const typename Element<FORMAT>::Type* data;
-  float scale;
   HeadSize<SIZE> size;
 
   ALWAYS_INLINE Vec at(int i) const {
-    Vec x;
-    if (SIZE || i + LANES <= size) {
-      x = load(data + i);
-    } else {
-      typename Element<FORMAT>::Type some[LANES] = {};
-      __builtin_memcpy(some, data + i, (size - i) * sizeof some[0]);
-      x = load(some);
-    }
-    if constexpr (FORMAT == Format::int8) x = mul(x, broadcast(scale));
-    return x;
+    if (SIZE || i + LANES <= size) return load(data + i);
+    typename Element<FORMAT>::Type some[LANES] = {};
+    __builtin_memcpy(some, data + i, (size - i) * sizeof some[0]);
+    return load(some);
   }
 };
 
@@ -54,6 +47,7 @@ struct CachedVector {
 // those of all heads at once was slower, and so was copying some keys near first, in the cache's own order.)
 template <Format FORMAT, int SIZE>
 struct Cached {
+  static constexpr bool IS_SCALED = FORMAT == Format::int8;
   const typename Element<FORMAT>::Type* data;
   const float* scales;
   const int32_t* slots;
@@ -65,20 +59,32 @@ struct Cached {
     const auto* p = reinterpret_cast<const char*>(data + index(key, h) * size);
     for (size_t i = 0; i < size * sizeof *data; i += LINE) prefetch(p + i);
   }
-  ALWAYS_INLINE CachedVector<FORMAT, SIZE> operator()(int key, int h) const {
-    const size_t at = index(key, h);
-    return {data + at * size, FORMAT == Format::int8 ? scales[at] : 1.0f, size};
-  }
+  ALWAYS_INLINE CachedVector<FORMAT, SIZE> operator()(int key, int h) const { return {data + index(key, h) * size, size}; }
+  ALWAYS_INLINE float scale(int key, int h) const { return IS_SCALED ? scales[index(key, h)] : 1.0f; }
 };
-// One head's as floats, side by side.
+// One head's as floats, side by side, and their scales, which are 1 where a format has none.
 template <int SIZE>
 struct Widened {
-  const float* data;
+  static constexpr bool IS_SCALED = true;
+  const float *data, *scales;
   HeadSize<SIZE> size;
   ALWAYS_INLINE void ask(int, int) const {}
   ALWAYS_INLINE CachedVector<Format::float32, SIZE> operator()(int key, int) const {
-    return {data + static_cast<size_t>(key) * size, 1.0f, size};
+    return {data + static_cast<size_t>(key) * size, size};
   }
+  ALWAYS_INLINE float scale(int key, int) const { return scales[key]; }
 };
+
+// The scales of one head's vectors [first, last): well before they are read, as single floats do not
+// become a vector before they have left the core.
+template <class Vectors>
+INLINE void find_scales(const Vectors& vectors, int head, int first, int last, float* out) {
+  for (int key = first; key < last; ++key) *out++ = vectors.scale(key, head);
+}
+template <class Vectors>
+INLINE Vec scaled(Vec numbers, const float* scales) {
+  if constexpr (Vectors::IS_SCALED) return mul(numbers, load(scales));
+  return numbers;
+}
 
 }  // namespace genserve::ISA

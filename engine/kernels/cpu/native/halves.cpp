@@ -59,7 +59,8 @@ class Halves : public mx::Primitive {
       mx::array &keys = outputs[i], &values = outputs[i + each / 2];
       caches.push_back(
           {keys.data<uint8_t>(), values.data<uint8_t>(), each == 4 ? outputs[i + 1].data<float>() : nullptr,
-           each == 4 ? outputs[i + 3].data<float>() : nullptr, format_of(keys.dtype()), keys.shape(1), keys.shape(2)});
+           each == 4 ? outputs[i + 3].data<float>() : nullptr, format_of(keys.dtype()), keys.shape(1), keys.shape(2),
+           keys.shape(0)});
     }
     std::vector<Input<int32_t>> integers;
     for (size_t i = 1; i < first_cache; ++i) integers.emplace_back(inputs[i]);
@@ -70,7 +71,9 @@ class Halves : public mx::Primitive {
                       integers = std::move(integers), caches = std::move(caches), extents, decoder = decoder_,
                       adapters = adapters_, first = first_, last = last_]() mutable {
       std::memcpy(y, x.read(), bytes);
-      run_halves(decoder, first, last, y, read_batch(integers, extents, *decoder, adapters.get()), caches, adapters);
+      const Batch batch = read_batch(integers, extents, *decoder, adapters.get());
+      decoder->large_pages.serve(batch, decoder->shape.block_size, caches);
+      run_halves(decoder, first, last, y, batch, caches, adapters);
     });
   }
 

@@ -13,7 +13,7 @@ constexpr int UNIT = 32;      // columns of a block in one run of words
 constexpr int SEGMENT = 128;  // columns summed before they join the total: shorter chains round less
 constexpr int LINE = 64;      // bytes that come near together
 constexpr int SPLIT = 256;    // keys of one softmax partial, counted from position 0
-constexpr int AHEAD = 32;     // keys between one that is worked on and one that is asked for
+constexpr int AHEAD = 16;     // keys between one that is worked on and one that is asked for
 
 enum class Format : uint8_t { float32, float16, bfloat16, int8, quantized };
 
@@ -81,7 +81,12 @@ struct Cache {
   uint8_t *keys, *values;            // (slots, heads, head_dim)
   float *key_scales, *value_scales;  // (slots, heads), int8 only
   Format format;
-  int heads, head_dim;
+  int heads, head_dim, slots;
+
+  size_t bytes() const {
+    const size_t each = format == Format::float32 ? 4 : format == Format::float16 ? 2 : 1;
+    return each * slots * heads * head_dim;
+  }
 };
 
 // Turning one row of q, k and v into attention's form.

@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -11,7 +12,7 @@ namespace genserve {
 
 namespace {
 
-constexpr size_t LINE = 64, PAGE = size_t{2} << 20, CHUNK = size_t{16} << 20;
+constexpr size_t LINE = 64, CHUNK = size_t{16} << 20;
 
 // For sanitizers: nothing is rounded up, shared or kept, so that one step beyond a buffer is seen.
 #if defined(GENSERVE_EXACT_MEMORY)
@@ -28,7 +29,7 @@ void* allocate(size_t bytes, size_t alignment) {
 }
 
 std::shared_ptr<uint8_t> allocate_pages(size_t bytes) {
-  auto* p = static_cast<uint8_t*>(allocate(bytes, PAGE));
+  auto* p = static_cast<uint8_t*>(allocate(bytes, LARGE_PAGE));
 #if defined(__linux__)
   madvise(p, bytes, MADV_HUGEPAGE);  // advice: that it fails changes nothing but speed
 #endif
@@ -63,6 +64,18 @@ std::shared_ptr<uint8_t> allocate_weights(size_t bytes) {
   std::shared_ptr<uint8_t> part(chunk, chunk.get() + used);
   used += (bytes + LINE - 1) / LINE * LINE;
   return part;
+}
+
+void put_on_large_pages(uint8_t* memory, size_t bytes, size_t used) {
+#if defined(__linux__)
+  constexpr int COLLAPSE = 25;  // MADV_COLLAPSE, of Linux 6.1: libraries may be older
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t first = (begin + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+  const uintptr_t end = (begin + bytes) / LARGE_PAGE * LARGE_PAGE, written = std::min(begin + used + LARGE_PAGE - 1, end);
+  if (first >= end) return;
+  madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+  if (first < written) madvise(reinterpret_cast<void*>(first), (written - first) / LARGE_PAGE * LARGE_PAGE, COLLAPSE);
+#endif
 }
 
 }  // namespace genserve

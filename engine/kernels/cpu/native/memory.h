@@ -33,4 +33,10 @@ struct Workspace {
 // Memory for one matrix; it lives as long as the pointer. Small ones share a chunk, and its large pages.
 std::shared_ptr<uint8_t> allocate_weights(size_t bytes);
 
+constexpr size_t LARGE_PAGE = size_t{2} << 20;
+
+// Of memory that is not the caller's alone only whole large pages are moved: at once where it is used already, and where
+// it is not, as it comes to be. A system that cannot do it does nothing.
+void put_on_large_pages(uint8_t* memory, size_t bytes, size_t used);
+
 }  // namespace genserve

@@ -6,6 +6,7 @@
 
 #include "adapters.h"
 #include "kernels.h"
+#include "large_pages.h"
 #include "packed.h"
 
 namespace genserve {
@@ -59,6 +60,7 @@ struct Decoder {
   Rotation rotation;
   std::vector<Layer> layers;
   const Kernels* kernels;
+  LargePages large_pages{};
 };
 
 // Half-layers [first, last) of rows x (rows, hidden), in place: 2 i is layer i's attention, 2 i + 1 its feed-forward.

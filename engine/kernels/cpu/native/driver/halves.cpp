@@ -21,7 +21,7 @@ struct Store {
   Store(int slots, int heads, int head_dim, Format format)
       : keys(bytes(slots, heads, head_dim, format) / 2), values(keys.size()),
         key_scales(format == Format::int8 ? static_cast<size_t>(slots) * heads : 0), value_scales(key_scales.size()),
-        cache{at(keys, format), at(values, format), key_scales.data(), value_scales.data(), format, heads, head_dim} {}
+        cache{at(keys, format), at(values, format), key_scales.data(), value_scales.data(), format, heads, head_dim, slots} {}
 
   static size_t bytes(int slots, int heads, int head_dim, Format format) {
     const size_t size = format == Format::float32 ? 4 : format == Format::float16 ? 2 : 1;
