@@ -64,11 +64,12 @@ class CpuKernels:
 
     def warm_up(self, weights: Weights, cache: KVCache, max_rows: int, max_tokens: int) -> None:
         """Nothing is compiled here. The kernels read no slot before it is written, so none is filled with zeros."""
-        if all(
+        if self._decoder is not None and all(
             self.knows(layer, index) and self.can_run(cache.layers[index]) for index, layer in enumerate(weights.layers)
         ):
             for held in cache.layers:
-                held.keys, held.values = _native.unwritten_like(held.keys), _native.unwritten_like(held.values)
+                held.keys = _native.unwritten_like(self._decoder, held.keys)
+                held.values = _native.unwritten_like(self._decoder, held.values)
 
     def embed(self, weights: Weights, tokens: mx.array) -> mx.array:
         table = weights.embed_tokens

@@ -9,6 +9,7 @@
 #include "mlx/mlx.h"
 #include "pool.h"
 #include "primitives.h"
+#include "unwritten.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -33,30 +34,6 @@ mx::array settled(const mx::array& a) {
   nb::gil_scoped_release release;  // an operation before it may have to ask Python for its end
   b.eval();
   return b;
-}
-
-// Whether MLX keeps a buffer's size before its numbers, and nothing else. One made for a GPU does not.
-bool is_plain_memory() {
-  const mx::array probe(mx::allocator::malloc(LARGE_PAGE), {1}, mx::uint8);
-  mx::allocator::Buffer buffer = probe.buffer();
-  const auto* size = static_cast<size_t*>(buffer.ptr());
-  return buffer.raw_ptr() == size + 1 && *size == probe.buffer_size() && *size >= LARGE_PAGE;
-}
-
-// As large as `a`, and holding anything: no page is touched, so memory is taken as it is written. If memory is plain, it
-// begins where a large page may; MLX is not told of what lies before, as it gives no memory on to a successor that is
-// much smaller.
-mx::array unwritten_like(const mx::array& a) {
-  static const bool is_plain = is_plain_memory();
-  if (!is_plain) return mx::array(mx::allocator::malloc(a.nbytes()), a.shape(), a.dtype());
-  const mx::array whole(mx::allocator::malloc(a.nbytes() + LARGE_PAGE), {1}, mx::uint8);
-  *static_cast<size_t*>(whole.buffer().ptr()) = a.nbytes();
-  const auto begin = reinterpret_cast<uintptr_t>(whole.data<uint8_t>());
-  const uintptr_t gap = (begin + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE - begin;
-  mx::array part(a.shape(), a.dtype(), nullptr, {});
-  part.copy_shared_buffer(whole, a.strides(), a.flags(), a.size(), static_cast<int64_t>(gap / a.itemsize()));
-  part.set_status(mx::array::Status::available);
-  return part;
 }
 
 Format float_format(mx::Dtype dtype) {
@@ -220,7 +197,15 @@ NB_MODULE(_native, m) {
       .def_prop_ro("num_bytes", [](const MatrixHandle& w) { return w.of->num_bytes(); });
   m.def("pack_quantized", &pack_quantized, "words"_a, "scales"_a, "biases"_a, "bits"_a, "group_size"_a);
   m.def("pack_floats", &pack_floats, "values"_a);
-  m.def("unwritten_like", &unwritten_like, "array"_a);
+  m.def(
+      "unwritten_like",
+      [](DecoderHandle& decoder, const mx::array& a) {
+        mx::array part = unwritten_like(a);
+        const Pool::Turn turn = Pool::instance().turn();
+        decoder.of->large_pages.forget(part.data<uint8_t>());
+        return part;
+      },
+      "decoder"_a, "array"_a);
   m.def("forget", [](mx::array& a) { a.overwrite_descriptor(mx::array(0.0f)); }, "array"_a);
 
   m.def("multiply", [](const mx::array& x, const MatrixHandle& w) { return multiply(x, w.of); }, "x"_a, "w"_a);

@@ -69,6 +69,7 @@ void run_halves(
     std::vector<Cache> caches, std::shared_ptr<const Adapters> adapters) {
   if (batch.rows == 0) return;
   Pool::Turn turn = Pool::instance().turn();
+  decoder->large_pages.serve(batch, decoder->shape.block_size, caches);
   const int lanes = decoder->kernels->lanes;
   auto pass = std::make_shared<Pass>();
   pass->decoder = decoder;

@@ -71,9 +71,7 @@ class Halves : public mx::Primitive {
                       integers = std::move(integers), caches = std::move(caches), extents, decoder = decoder_,
                       adapters = adapters_, first = first_, last = last_]() mutable {
       std::memcpy(y, x.read(), bytes);
-      const Batch batch = read_batch(integers, extents, *decoder, adapters.get());
-      decoder->large_pages.serve(batch, decoder->shape.block_size, caches);
-      run_halves(decoder, first, last, y, batch, caches, adapters);
+      run_halves(decoder, first, last, y, read_batch(integers, extents, *decoder, adapters.get()), caches, adapters);
     });
   }
 

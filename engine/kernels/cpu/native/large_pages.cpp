@@ -1,7 +1,5 @@
 #include "large_pages.h"
 
-#include <algorithm>
-
 #include "memory.h"
 #include "model.h"
 
@@ -11,33 +9,41 @@ namespace {
 
 constexpr int LEAST = 4;  // of so many parts of a page, one is read
 
-int64_t num_read(const Batch& batch) {
-  int64_t keys = 0;
-  for (int row = 0; row < batch.rows; ++row)
-    if (row + 1 == batch.rows || batch.sequence_of[row + 1] != batch.sequence_of[row]) keys += batch.positions[row] + 1;
-  return keys;
-}
-
-// Slots up to the last block of any sequence; those of others may lie behind.
-int64_t num_used(const Batch& batch, int block_size) {
-  int32_t last = 0;
+// Calls with each sequence's table and the number of its keys.
+template <class Call>
+void each_sequence(const Batch& batch, const Call& call) {
   for (int row = 0; row < batch.rows; ++row) {
-    const int32_t* table = batch.tables + static_cast<size_t>(batch.sequence_of[row]) * batch.table_width;
-    last = std::max(last, *std::max_element(table, table + batch.positions[row] / block_size + 1));
+    const int sequence = batch.sequence_of[row];
+    if (row + 1 == batch.rows || batch.sequence_of[row + 1] != sequence)
+      call(batch.tables + static_cast<size_t>(sequence) * batch.table_width, batch.positions[row] + 1);
   }
-  return static_cast<int64_t>(last + 1) * block_size;
 }
 
 }  // namespace
 
 void LargePages::serve(const Batch& batch, int block_size, const std::vector<Cache>& caches) {
-  if (caches.empty() || served_.count(caches.back().keys) > 0) return;
-  const size_t slot = caches[0].bytes() / caches[0].slots;
-  if (num_read(batch) * slot < LARGE_PAGE / LEAST) return;
-  const size_t used = num_used(batch, block_size) * slot;
+  if (caches.empty()) return;
+  const Cache& first = caches[0];
+  const size_t slot = first.bytes() / first.slots;
+  size_t num_read = 0;
+  each_sequence(batch, [&](const int32_t*, int keys) { num_read += keys; });
+  if (num_read * slot < LARGE_PAGE / LEAST) return;
+
+  const auto [found, is_new] = moved_.try_emplace(first.keys, first.bytes() / LARGE_PAGE + 1);
+  std::vector<bool>& moved = found->second;
+  size_t page = moved.size();
+  each_sequence(batch, [&](const int32_t* table, int keys) {
+    for (int block = 0; block * block_size < keys; ++block) {
+      const size_t its_page = static_cast<size_t>(table[block]) * block_size * slot / LARGE_PAGE;
+      if (!moved[its_page]) page = its_page;
+    }
+  });
   for (const Cache& cache : caches)
-    if (served_.insert(cache.keys).second)
-      for (uint8_t* memory : {cache.keys, cache.values}) put_on_large_pages(memory, cache.bytes(), used);
+    for (uint8_t* memory : {cache.keys, cache.values}) {
+      if (is_new) expect_large_pages(memory, cache.bytes());
+      if (page < moved.size()) make_large_page(memory + page * LARGE_PAGE, memory + cache.bytes());
+    }
+  if (page < moved.size()) moved[page] = true;
 }
 
 }  // namespace genserve

@@ -4,7 +4,7 @@
 // ones from the beginning would be 120 MB for SmolLM2, of which short contexts need little.
 #pragma once
 #include <cstdint>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 #include "kernels.h"
@@ -13,13 +13,17 @@ namespace genserve {
 
 struct Batch;
 
+// Used by who has the pool's turn.
 class LargePages {
  public:
-  // Moves those caches to large pages, once each, of which this batch reads so much that little of these is wasted.
+  // If this batch reads so much of its caches that little of large pages is wasted, moves there what it reads and is not
+  // there yet: one page of every array, as moving takes a millisecond for three.
   void serve(const Batch&, int block_size, const std::vector<Cache>&);
+  // Other keys may lie there from now on.
+  void forget(const uint8_t* keys) { moved_.erase(keys); }
 
  private:
-  std::unordered_set<const uint8_t*> served_;  // keys
+  std::unordered_map<const uint8_t*, std::vector<bool>> moved_;  // the first cache's keys: by large page
 };
 
 }  // namespace genserve

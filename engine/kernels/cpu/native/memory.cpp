@@ -1,9 +1,10 @@
 #include "memory.h"
 
-#include <algorithm>
 #include <cstdlib>
+#include <fstream>
 #include <mutex>
 #include <new>
+#include <string>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -36,6 +37,21 @@ std::shared_ptr<uint8_t> allocate_pages(size_t bytes) {
   return {p, [](uint8_t* q) { std::free(q); }};
 }
 
+#if defined(__linux__)
+uintptr_t next_large_page(const uint8_t* memory) {
+  return (reinterpret_cast<uintptr_t>(memory) + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+}
+
+bool may_have_large_pages() {
+  static const bool may = [] {
+    std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+    std::string choices;
+    return std::getline(file, choices) && choices.find("[never]") == std::string::npos;
+  }();
+  return may;
+}
+#endif
+
 }  // namespace
 
 void Buffer::Free::operator()(float* p) const { std::free(p); }
@@ -66,15 +82,20 @@ std::shared_ptr<uint8_t> allocate_weights(size_t bytes) {
   return part;
 }
 
-void put_on_large_pages(uint8_t* memory, size_t bytes, size_t used) {
+void expect_large_pages(uint8_t* memory, size_t bytes) {
 #if defined(__linux__)
-  constexpr int COLLAPSE = 25;  // MADV_COLLAPSE, of Linux 6.1: libraries may be older
-  const auto begin = reinterpret_cast<uintptr_t>(memory);
-  const uintptr_t first = (begin + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
-  const uintptr_t end = (begin + bytes) / LARGE_PAGE * LARGE_PAGE, written = std::min(begin + used + LARGE_PAGE - 1, end);
-  if (first >= end) return;
-  madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-  if (first < written) madvise(reinterpret_cast<void*>(first), (written - first) / LARGE_PAGE * LARGE_PAGE, COLLAPSE);
+  const uintptr_t begin = next_large_page(memory), end = reinterpret_cast<uintptr_t>(memory) + bytes;
+  if (begin + LARGE_PAGE <= end)
+    madvise(reinterpret_cast<void*>(begin), (end - begin) / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);
+#endif
+}
+
+void make_large_page(uint8_t* memory, const uint8_t* end) {
+#if defined(__linux__)
+  constexpr int COLLAPSE = 25;  // MADV_COLLAPSE, of Linux 6.1: libraries may be older. It asks for no leave by itself.
+  const uintptr_t begin = next_large_page(memory);
+  if (begin + LARGE_PAGE <= reinterpret_cast<uintptr_t>(end) && may_have_large_pages())
+    madvise(reinterpret_cast<void*>(begin), LARGE_PAGE, COLLAPSE);
 #endif
 }
 

@@ -35,8 +35,9 @@ std::shared_ptr<uint8_t> allocate_weights(size_t bytes);
 
 constexpr size_t LARGE_PAGE = size_t{2} << 20;
 
-// Of memory that is not the caller's alone only whole large pages are moved: at once where it is used already, and where
-// it is not, as it comes to be. A system that cannot do it does nothing.
-void put_on_large_pages(uint8_t* memory, size_t bytes, size_t used);
+// Where pages are not used yet they come as large ones, if the system has such and was not told to never use them.
+void expect_large_pages(uint8_t* memory, size_t bytes);
+// Makes one of what is used already: of the first whole one from `memory` on.
+void make_large_page(uint8_t* memory, const uint8_t* end);
 
 }  // namespace genserve
