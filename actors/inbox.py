@@ -1,7 +1,9 @@
 """Inbox: one request as its client has it so far. Threads and event loops wait at it; it asks nobody for more."""
 
 import asyncio
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,6 +22,9 @@ KINDS: dict[str, type[Refusal]] = {
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Refusal) and "code" in vars(kind)
 }
+
+# Seconds at most that a reader sleeps at once: a Ctrl-C that comes in the instant before it does is only seen after.
+LOOKS_UP = 1.0
 
 
 def refusal_of(code: str, message: str | None) -> Refusal:
@@ -83,9 +88,13 @@ class Inbox:
 
     def take(self, timeout: float | None = None) -> list[Piece]:
         """What came since the last time, as soon as there is something; nothing once it is over."""
+        ends = math.inf if timeout is None else time.monotonic() + timeout
         with self._changed:
-            if not self._changed.wait_for(lambda: self._pieces or self.is_over, timeout):
-                raise TimeoutError(f"nothing came of request {self.id!r} within {timeout} s")
+            while not self._changed.wait_for(
+                lambda: self._pieces or self.is_over, min(LOOKS_UP, ends - time.monotonic())
+            ):
+                if time.monotonic() >= ends:
+                    raise TimeoutError(f"nothing came of request {self.id!r} within {timeout} s")
             return self._drain()
 
     async def take_async(self) -> list[Piece]:

@@ -2,10 +2,8 @@
 
 import asyncio
 import multiprocessing
-import os
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -127,9 +125,8 @@ async def read_all(stream: AsyncIterator[Any]) -> None:
 
 
 def interrupt() -> None:
-    """As Ctrl-C does, of who waits already: Python forgets one in the instant before a thread falls asleep."""
-    time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGINT)
+    """A Ctrl-C that does not wake who waits: Python keeps it until the main thread computes again."""
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("ask", WAYS_TO_ASK.values(), ids=WAYS_TO_ASK)
