@@ -129,6 +129,15 @@ def interrupt() -> None:
     signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
 
+@pytest.fixture
+def is_interruptible() -> Iterator[None]:
+    """Also where the suite runs in a shell's background, which lets its processes ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("is_interruptible")
 @pytest.mark.parametrize("ask", WAYS_TO_ASK.values(), ids=WAYS_TO_ASK)
 def test_an_answer_whose_caller_is_interrupted_is_cancelled(partition: Partition, client: Client, ask: Any) -> None:
     partition.on_unanswered = once(interrupt)
@@ -137,6 +146,7 @@ def test_an_answer_whose_caller_is_interrupted_is_cancelled(partition: Partition
     assert partition.cancelled.get(timeout=20) == partition.unanswered[0]
 
 
+@pytest.mark.usefixtures("is_interruptible")
 @pytest.mark.parametrize("ask", WAYS_TO_ASK.values(), ids=WAYS_TO_ASK)
 def test_one_with_an_id_is_only_not_listened_to_and_waits_for_its_lease(
     partition: Partition, client: Client, ask: Any
