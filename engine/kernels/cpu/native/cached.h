@@ -75,8 +75,8 @@ struct Widened {
   ALWAYS_INLINE float scale(int key, int) const { return scales[key]; }
 };
 
-// The scales of one head's vectors [first, last): well before they are read, as single floats do not
-// become a vector before they have left the core.
+// The scales of one head's vectors [first, last): well before they are read, as single floats do not become a vector
+// before they have left the core.
 template <class Vectors>
 INLINE void find_scales(const Vectors& vectors, int head, int first, int last, float* out) {
   for (int key = first; key < last; ++key) *out++ = vectors.scale(key, head);

@@ -38,10 +38,6 @@ std::shared_ptr<uint8_t> allocate_pages(size_t bytes) {
 }
 
 #if defined(__linux__)
-uintptr_t next_large_page(const uint8_t* memory) {
-  return (reinterpret_cast<uintptr_t>(memory) + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
-}
-
 bool may_have_large_pages() {
   static const bool may = [] {
     std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");

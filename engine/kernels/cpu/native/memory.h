@@ -35,6 +35,11 @@ std::shared_ptr<uint8_t> allocate_weights(size_t bytes);
 
 constexpr size_t LARGE_PAGE = size_t{2} << 20;
 
+// Where the first large page from `memory` on begins, or may.
+inline uintptr_t next_large_page(const uint8_t* memory) {
+  return (reinterpret_cast<uintptr_t>(memory) + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+}
+
 // Where pages are not used yet they come as large ones, if the system has such and was not told to never use them.
 void expect_large_pages(uint8_t* memory, size_t bytes);
 // Makes one of what is used already: of the first whole one from `memory` on.

@@ -33,8 +33,8 @@ mx::array unwritten_like(const mx::array& a) {
   const mx::array whole = bytes_of(part.nbytes() + (is_large ? LARGE_PAGE : 0));
   int64_t gap = 0;
   if (size_t* size = size_of(whole); is_large && size != nullptr) {
-    const auto begin = reinterpret_cast<uintptr_t>(whole.data<uint8_t>());
-    gap = static_cast<int64_t>((begin + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE - begin);
+    const auto* begin = whole.data<uint8_t>();
+    gap = static_cast<int64_t>(next_large_page(begin) - reinterpret_cast<uintptr_t>(begin));
     conceal(size, LARGE_PAGE);
   }
   const auto [data_size, is_row_contiguous, is_col_contiguous] = mx::check_contiguity(part.shape(), part.strides());
