@@ -139,8 +139,9 @@ def large_pages_of(cache: KVCache) -> int:
 
 
 def has_large_pages() -> bool:
-    """Whether this system makes small pages that are in use into large ones when it is asked."""
-    if sys.platform != "linux":
+    """Whether this system makes small pages that are in use into large ones when it is asked, and may be asked."""
+    choices = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not choices.exists() or "[never]" in choices.read_text():
         return False
     collapse, large = 25, 1 << 21
     with mmap.mmap(-1, 2 * large, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
