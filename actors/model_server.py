@@ -2,7 +2,7 @@
 
 The process's own thread is the one thread that loads, steps and frees, as MLX binds its arrays to a thread. A step is
 one message to itself, so whatever came meanwhile (more work, a cancel, a question) is handled between two steps. The
-events of a step go out as one message to each request server that has requests in it.
+events of a step, or of several, go out as one message to each request server that has requests in it.
 """
 
 import logging
@@ -23,7 +23,8 @@ from actors.on_board import Given, OnBoard
 from actors.pid import From, Pid, Ref, Server
 from actors.progress import BEAT_SECONDS, Progress, last_lesson, progress_path, remove_traces
 from actors.step_clock import StepClock
-from engine.event import AdapterWanted, Event
+from actors.untold import Untold
+from engine.event import AdapterWanted
 from engine.refusal import Refusal
 from engine.wire import pack_events, unpack_request
 
@@ -53,10 +54,13 @@ def drain(server: Server) -> None:
 class ModelServer(GenServer):
     """Consumers are request servers, by name, told of as soon as it is ready."""
 
-    def init(self, choice: ModelChoice, directory: str, consumers: tuple[str, ...] = ()) -> Continue:
+    def init(
+        self, choice: ModelChoice, directory: str, consumers: tuple[str, ...] = (), gather_seconds: float = 0.0
+    ) -> Continue:
         self.choice = choice
         self.directory = Path(directory)
         self.consumers = consumers
+        self.untold = Untold(gather_seconds)
         self.epoch = me()
         self.watched: dict[Pid, Ref] = {}
         self.is_stepping = False
@@ -159,6 +163,8 @@ class ModelServer(GenServer):
     # Steps
 
     def keep_stepping(self) -> None:
+        if self.untold and not self.may_gather():
+            self.tell()
         self.board.next_solo()
         if self.engine.has_work and not self.is_stepping:
             self.is_stepping = True
@@ -175,16 +181,19 @@ class ModelServer(GenServer):
         events = self.engine.step()
         self.clock.record(time.monotonic() - began, self.engine.counts["prompt_tokens"] - before)
         self.progress.end()
-        self.deliver(events)
-
-    def deliver(self, events: list[Event]) -> None:
-        """One message to each consumer."""
-        parts = self.board.sort(events)
-        for consumer, told in parts.items():
-            cast(consumer, Events(self.epoch, pack_events(told)))
+        self.untold.add(self.board.sort(events))
         for event in events:
             if isinstance(event, AdapterWanted):
                 self.load_adapter(event.name)
+
+    def may_gather(self) -> bool:
+        return self.board.alone is None and self.untold.may_stay(self.engine, now())
+
+    def tell(self) -> None:
+        """One message to each consumer."""
+        parts = self.untold.take(now())
+        for consumer, told in parts.items():
+            cast(consumer, Events(self.epoch, pack_events(told)))
         for told in parts.values():
             self.board.let_go(told)
 

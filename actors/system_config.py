@@ -30,6 +30,7 @@ class SystemConfig:
     max_seconds: float = 5.0
     watch_seconds: float = 0.2  # between two looks of the watchdog
     is_public: bool = True  # for other programs: a registry, and a handle for those that know only Ray
+    gather_seconds: float = 0.0  # that a model server may keep what it has to tell, where nobody reads along
     is_flat: bool = False  # the root supervises all by itself: fewer processes beside the model
     resources: Resources = NO_RESOURCES  # of each model server
     doors: tuple[ChildSpec, ...] = ()  # more children, after the request servers: the HTTP server

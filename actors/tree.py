@@ -111,7 +111,8 @@ def workers(config: SystemConfig) -> tuple[ChildSpec, ...]:
 
 
 def model_children(config: SystemConfig, prefix: str) -> tuple[ChildSpec, ...]:
-    start = ("actors.model_server:ModelServer", config.choice, config.directory, config.partition_names)
+    names, seconds = config.partition_names, config.gather_seconds
+    start = ("actors.model_server:ModelServer", config.choice, config.directory, names, seconds)
     return tuple(
         ChildSpec(name.removeprefix(prefix), start, resources=config.resources, shutdown=2.0)
         for name in config.model_names

@@ -27,7 +27,7 @@ from engine.refusal import BadRequest, PromptTooLong, Refusal, UnknownAdapter
 from engine.request import Request
 from engine.wire import pack_events, pack_request
 from tests.engines import Answer, ask
-from tests.serving import mixed_requests, quick_engine, tiny_choice, tiny_system, undisturbed, words_of
+from tests.serving import OPTIONS, mixed_requests, quick_engine, tiny_choice, tiny_system, undisturbed, words_of
 
 
 class Bench:
@@ -45,9 +45,9 @@ class Bench:
         return pid
 
     def start_model(self, number: int = 0) -> Pid:
-        names = self.config.partition_names
-        pid = spawn(ModelServer, self.config.choice, self.config.directory, names, name=self.config.model_names[number])
-        return pid
+        config = self.config
+        start = config.choice, config.directory, config.partition_names, config.gather_seconds
+        return spawn(ModelServer, *start, name=config.model_names[number])
 
     def submit(self, request: Request, **words: Any) -> None:
         message = Submit(ask_of(request.id, {**words_of(request), **words}))
@@ -92,6 +92,13 @@ class Bench:
         exit(self.model, SHUTDOWN)
         self.node.run()
         self.submit(request, **words)
+
+
+def gathered(directory: Path) -> dict[str, Any]:
+    """Few rows, so that others wait while they are answered; and all the time to tell of them."""
+    options = replace(OPTIONS, max_sequences=4)
+    choice = tiny_choice(directory, make_engine="tests.serving:quick_engine", options=options)
+    return {"choice": choice, "gather_seconds": 60.0}
 
 
 @contextmanager
@@ -152,11 +159,14 @@ def steps(made: Bench, count: int) -> None:
     made.node._wait(lambda: next(looks, None) is None or not made.node._has_work(), None)
 
 
+@pytest.mark.parametrize("gathering", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_is_killed_in_between_answers_are_those_of_the_bare_engine(tmp_path: Path, seed: int) -> None:
+def test_whatever_is_killed_in_between_answers_are_those_of_the_bare_engine(
+    tmp_path: Path, seed: int, gathering: bool
+) -> None:
     requests = list(mixed_requests(12))
     expected = undisturbed(tmp_path, requests, quick_engine)
-    with bench(tmp_path) as made:
+    with bench(tmp_path, **gathered(tmp_path) if gathering else {}) as made:
         made.node.run()
         for request in requests:
             made.submit(request)

@@ -17,6 +17,8 @@ from deploy.jobs.answers import ClientAnswers
 from deploy.jobs.owner import Heartbeat, finds_its_system, owner_spec
 from deploy.jobs.serving import Serving
 
+GATHER_SECONDS = 0.5  # lines are read whole, and as often as they are written down
+
 
 @contextmanager
 def own_system(
@@ -62,7 +64,15 @@ def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> System
         return running_config()
     directory = tempfile.mkdtemp(prefix="genserve-batch-")
     doors = (owner_spec(batch),)
-    return SystemConfig(choice, directory, limits=limits, is_public=False, is_flat=True, doors=doors)
+    return SystemConfig(
+        choice,
+        directory,
+        limits=limits,
+        is_public=False,
+        gather_seconds=GATHER_SECONDS,
+        is_flat=True,
+        doors=doors,
+    )
 
 
 def serving_of(client: Client, choice: ModelChoice) -> Serving:
