@@ -92,7 +92,8 @@ def start_nursery(node: Any, services: Any, here: dict[str, str]) -> None:
     # -P: what lies where somebody starts a system is not to be imported in place of anything.
     command = [sys.executable, "-P", *services._site_flags(), "-m", "actors.nursery", here[NURSERY]]
     paths = node.get_log_file_names("nursery", unique=True, create_out=True, create_err=True)
-    with open(paths[0], "ab") as output, open(paths[1], "ab") as errors:
+    # Ray's servers have jemalloc, and its workers not: it gives back what a step will want again.
+    with open(paths[0], "ab") as output, open(paths[1], "ab") as errors, replaced(services, "JEMALLOC_SO", ""):
         files = {"stdout_file": output, "stderr_file": errors}
         started = services.start_ray_process(
             command, "nursery", fate_share=node.kernel_fate_share, env_updates=ours, **files

@@ -1,6 +1,7 @@
-"""What a batch costs and survives: `python -m benchmarks.batch speed|crashes|memory`.
+"""What a batch costs and survives: `python -m benchmarks.batch speed|turns|crashes|memory`.
 
 speed     tokens a second through a whole batch, beside the bare engine with as many rows, and the engine inline
+turns     the same of a batch on Ray and the bare engine, each for six seconds in turn while the other one stands still
 crashes   2,000 lines, the model's process killed five times and the batch once, against an undisturbed run
 memory    a batch of 1,000 lines and one of 100,000, of a stub that answers at once
 """
@@ -13,19 +14,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from actors.model_choice import ModelChoice
 from actors.model_loading import make_engine
 from benchmarks.command_line import at_least, told_in_a_sentence
+from benchmarks.turns import standing_still
 from deploy.jobs.asked import asked_plainly
 from deploy.jobs.carrying_out import carry_out
 from deploy.jobs.inline_serving import inline as inline_serving
 from deploy.jobs.meter import Figures
 from deploy.jobs.order import add_arguments, order_of
-from engine.event import TokenEvent
+from engine.engine import Engine
+from engine.event import Event, TokenEvent
 from engine.options import EngineOptions
 from engine.request import Request, Sampling
 from loaders.progress import OnProgress, ignore_progress
@@ -33,6 +36,9 @@ from loaders.sources import locate
 from tests.batch_chaos import disturbed, prompts, texts, tiny_model, undisturbed
 from tests.batches import StubAnswers, run_batch, write_lines
 from tests.ray_cluster import ROOT, started_cluster
+
+TURN_SECONDS = 6.0
+MOST_TOKENS = 40  # of a line
 
 
 def speed(model: str, num_lines: int, batch_size: int, rounds: int) -> None:
@@ -59,15 +65,24 @@ def lines(num_lines: int) -> Iterator[dict[str, Any]]:
         yield {"prompt": prompt, "max_tokens": 24 + number % 16, "ignore_eos": True, "temperature": 0.8}
 
 
-def bare(choice: ModelChoice, num_lines: int, batch_size: int) -> float:
-    engine = make_engine(choice)
+def requests(num_lines: int) -> Iterator[Request]:
     for number, line in enumerate(lines(num_lines)):
         sampling = Sampling(max_tokens=line["max_tokens"], ignore_eos=True, temperature=0.8, seed=number)
-        engine.add(Request(str(number), tuple(line["prompt"]), sampling))
+        yield Request(str(number), tuple(line["prompt"]), sampling)
+
+
+def bare(choice: ModelChoice, num_lines: int, batch_size: int) -> float:
+    engine = make_engine(choice)
+    for request in requests(num_lines):
+        engine.add(request)
     began, num_tokens = time.monotonic(), 0
     while engine.has_work:
-        num_tokens += sum(isinstance(event, TokenEvent) for event in engine.step())
+        num_tokens += num_tokens_of(engine.step())
     return num_tokens / (time.monotonic() - began)
+
+
+def num_tokens_of(events: list[Event]) -> int:
+    return sum(isinstance(event, TokenEvent) for event in events)
 
 
 def inline(choice: ModelChoice, num_lines: int, batch_size: int) -> float:
@@ -102,6 +117,61 @@ def on_ray(choice: ModelChoice, num_lines: int, batch_size: int) -> float:
         words = [str(source), f"{place}/out.jsonl", "--model", choice.source, "--batch-size", str(batch_size)]
         assert carry_out(order_of(parser.parse_args(words)), listener) == 0
     return listener.tokens_per_second
+
+
+def turns(model: str, num_turns: int, batch_size: int) -> None:
+    """The batch is the command that users give; its tokens are those of the answers that it has written."""
+    choice = ModelChoice(str(locate(model, ignore_progress)), EngineOptions(max_sequences=batch_size))
+    engine, more = make_engine(choice), requests(sys.maxsize)
+    pairs = list[tuple[float, float]]()
+    with TemporaryDirectory() as place:
+        output = Path(place, "out.jsonl")
+        source = write_lines(Path(place, "in.jsonl"), lines(100 * num_turns + 20 * batch_size))
+        words = ["batch", str(source), str(output), "--model", choice.source, "--batch-size", str(batch_size)]
+        with subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli.main", *words], cwd=ROOT, stderr=subprocess.DEVNULL
+        ) as batch:
+            try:
+                while not output.exists() or num_written(output) < MOST_TOKENS * batch_size:
+                    assert batch.poll() is None, "the batch ended before it began"
+                    time.sleep(0.1)
+                for _ in range(num_turns):
+                    with standing_still(batch.pid):
+                        of_engine = step_for(engine, more, TURN_SECONDS)
+                    before = num_written(output)
+                    time.sleep(TURN_SECONDS)
+                    pairs.append((of_engine, (num_written(output) - before) / TURN_SECONDS))
+            finally:
+                batch.terminate()
+    show_turns(pairs)
+
+
+def step_for(engine: Engine, more: Iterator[Request], seconds: float) -> float:
+    """Tokens a second of an engine that never runs short of requests."""
+    began, num_tokens = time.monotonic(), 0
+    while time.monotonic() < began + seconds:
+        while engine.scheduler.num_waiting < engine.scheduler.max_sequences:
+            engine.add(next(more))
+        num_tokens += num_tokens_of(engine.step())
+    return num_tokens / (time.monotonic() - began)
+
+
+def num_written(output: Path) -> int:
+    """Tokens of the answers in a file; its last line may be half written."""
+    whole = output.read_bytes().rpartition(b"\n")[0].splitlines()
+    return sum(json.loads(line)["usage"]["completion_tokens"] for line in whole)
+
+
+def show_turns(pairs: list[tuple[float, float]]) -> None:
+    """As a whole, and by fifths of the time, which tell how far that can be relied on."""
+    size = -(-len(pairs) // 5)
+    engine, batch = mean(one for one, _ in pairs), mean(other for _, other in pairs)
+    parts = [pairs[first : first + size] for first in range(0, len(pairs), size)]
+    ratios = [sum(other for _, other in part) / sum(one for one, _ in part) for part in parts]
+    print(
+        f"{len(pairs)} turns: bare engine {engine:.1f} tokens/s, batch, on Ray {batch:.1f} tokens/s, "
+        f"{batch / engine:.1%} of the bare engine; by fifths {', '.join(f'{ratio:.1%}' for ratio in ratios)}"
+    )
 
 
 def crashes(num_lines: int) -> None:
@@ -148,8 +218,8 @@ def plainly(line: Any) -> Any:
 @told_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "crashes", "memory", "memory-of"))
-    parser.add_argument("count", type=at_least(1), nargs="?", help="lines")
+    parser.add_argument("what", choices=("speed", "turns", "crashes", "memory", "memory-of"))
+    parser.add_argument("count", type=at_least(1), nargs="?", help="lines, or turns")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--batch-size", type=at_least(1), default=64)
     parser.add_argument("--rounds", type=at_least(1), default=3)
@@ -159,6 +229,8 @@ def main() -> None:
     match given.what:
         case "speed":
             speed(given.model, given.count or 256, given.batch_size, given.rounds)
+        case "turns":
+            turns(given.model, given.count or 20, given.batch_size)
         case "crashes":
             crashes(given.count or 2_000)
         case "memory":

@@ -21,6 +21,7 @@ from tests.tiny import write_checkpoint
 from tests.tiny_tokenizer import write_tokenizer
 
 PATIENCE_SECONDS = 240.0
+PAUSE_SECONDS = 2.0  # between two kills, however quick the machine: a system gives up after four in five seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ def disturbed(
 ) -> Disturbed:
     """Kill at even distances through the lines, the batch itself in between; start it again whenever it was killed."""
     began, killed_models, killed_batches = time.monotonic(), 0, 0
+    killed_at = began
     num_kills = model_kills + batch_kills
     goals = [num_lines * (number + 1) // (num_kills + 1) for number in range(num_kills)]
     batch_goals = set(goals[len(goals) // 2 :: max(1, len(goals) // max(1, batch_kills))][:batch_kills])
@@ -116,10 +118,12 @@ def disturbed(
                 killed_batches += batch.wait() == -signal.SIGKILL
                 batch = begin(cluster, source, output, model)
             else:
-                batch.send_signal(signal.SIGSTOP)  # however long the killer takes, the batch has lines left then
+                batch.send_signal(signal.SIGSTOP)  # however long this takes, the batch has lines left then
+                time.sleep(max(0.0, killed_at + PAUSE_SECONDS - time.monotonic()))
                 killer.stdin.write(b"\n")
                 killer.stdin.flush()
                 killed_models += killer.stdout.readline().startswith(b"genserve")
+                killed_at = time.monotonic()
                 batch.send_signal(signal.SIGCONT)
         code = batch.wait(PATIENCE_SECONDS)
     finally:

@@ -95,6 +95,12 @@ def test_own_ray_asks_for_a_token_and_listens_on_loopback() -> None:
 LOOPBACK = "0100007F"  # 127.0.0.1, as the kernel writes it
 
 
+@pytest.mark.skipif(sys_platform != "linux", reason="elsewhere Ray begins workers itself")
+def test_a_process_has_the_systems_own_allocator(echo: Pid) -> None:
+    """Ray gives its servers another one, which hands the memory of each step back; a model loses a twentieth by it."""
+    assert "jemalloc" not in Path(f"/proc/{call(echo, 'os_pid')}/maps").read_text()
+
+
 def listeners() -> list[tuple[str, int]]:
     """Address and port of every listening socket; of an IPv6 address the last part."""
     lines = [
