@@ -152,6 +152,7 @@ class ModelServer(GenServer):
             self.board.take(unpack_request(packed), message.consumer, is_alone=message.is_alone)
 
     def turned_away(self, given: Given, refusal: Refusal) -> None:
+        self.tell()  # what it had comes before its end
         cast(given.consumer, Turned(self.epoch, given.request.id, refusal.code, refusal.message))
 
     def read_vocabulary(self) -> None:
@@ -163,7 +164,7 @@ class ModelServer(GenServer):
     # Steps
 
     def keep_stepping(self) -> None:
-        if self.untold and not self.may_gather():
+        if self.untold and not self.untold.may_stay(self.engine, now()):
             self.tell()
         self.board.next_solo()
         if self.engine.has_work and not self.is_stepping:
@@ -181,21 +182,20 @@ class ModelServer(GenServer):
         events = self.engine.step()
         self.clock.record(time.monotonic() - began, self.engine.counts["prompt_tokens"] - before)
         self.progress.end()
-        self.untold.add(self.board.sort(events))
+        parts = self.board.sort(events)
+        self.untold.add(parts)
+        if self.board.alone is not None:  # told before the others come in again
+            self.tell()
+        for told in parts.values():
+            self.board.let_go(told)
         for event in events:
             if isinstance(event, AdapterWanted):
                 self.load_adapter(event.name)
 
-    def may_gather(self) -> bool:
-        return self.board.alone is None and self.untold.may_stay(self.engine, now())
-
     def tell(self) -> None:
         """One message to each consumer."""
-        parts = self.untold.take(now())
-        for consumer, told in parts.items():
+        for consumer, told in self.untold.take(now()).items():
             cast(consumer, Events(self.epoch, pack_events(told)))
-        for told in parts.values():
-            self.board.let_go(told)
 
     # Adapters
 

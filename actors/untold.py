@@ -1,7 +1,8 @@
 """Untold: what steps brought, and their consumers were not told yet.
 
 Every message costs its reader more than what stands in it, and while the reader computes the model does not. Where
-nobody looks at single tokens, what several steps brought goes out together; a crash costs the time to compute it again.
+nobody looks at single tokens, what several steps brought goes out together. A crash costs the time to compute it again,
+and two within that time do not show that a request got further in between: it may be run alone for a step.
 """
 
 from actors.pid import Pid

@@ -126,7 +126,7 @@ def turns(model: str, num_turns: int, batch_size: int) -> None:
     pairs = list[tuple[float, float]]()
     with TemporaryDirectory() as place:
         output = Path(place, "out.jsonl")
-        source = write_lines(Path(place, "in.jsonl"), lines(100 * num_turns + 20 * batch_size))
+        source = write_lines(Path(place, "in.jsonl"), lines(1000 * num_turns + 20 * batch_size))
         words = ["batch", str(source), str(output), "--model", choice.source, "--batch-size", str(batch_size)]
         with subprocess.Popen(
             [sys.executable, "-m", "deploy.cli.main", *words], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -138,9 +138,10 @@ def turns(model: str, num_turns: int, batch_size: int) -> None:
                 for _ in range(num_turns):
                     with standing_still(batch.pid):
                         of_engine = step_for(engine, more, TURN_SECONDS)
-                    before = num_written(output)
+                    before, began = num_written(output), time.monotonic()
                     time.sleep(TURN_SECONDS)
-                    pairs.append((of_engine, (num_written(output) - before) / TURN_SECONDS))
+                    pairs.append((of_engine, (num_written(output) - before) / (time.monotonic() - began)))
+                    assert batch.poll() is None, "the batch ended before the last turn"
             finally:
                 batch.terminate()
     show_turns(pairs)
