@@ -1,6 +1,8 @@
 """What a model server keeps to itself for a while, and what it does not."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from engine.wire import pack_request, unpack_events
 from tests import serving
 from tests.engines import ask
 from tests.serving import mixed_requests, quick_engine, read_adapter, undisturbed
-from tests.test_request_server import bench, gathered, same, steps
+from tests.test_request_server import Bench, bench, gathered, same, steps
 
 Told = list[list[Event]]
 
@@ -45,6 +47,18 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 
 def is_whole(part: Part | None, request: Request, directory: Path) -> bool:
     return part is not None and same(part, undisturbed(directory, [request], quick_engine)[request.id])
+
+
+@contextmanager
+def under_way(directory: Path, max_tokens: int, num_steps: int) -> Iterator[tuple[Bench, list[Request]]]:
+    """Twelve requests, in the middle of their answers."""
+    requests = [ask(f"long-{number}", 5, max_tokens=max_tokens) for number in range(12)]
+    with bench(directory, **gathered(directory)) as made:
+        made.node.run()
+        for request in requests:
+            made.submit(request)
+        steps(made, num_steps)
+        yield made, requests
 
 
 def test_while_others_wait_several_steps_are_told_together(tmp_path: Path, told: Told) -> None:
@@ -71,12 +85,7 @@ def test_the_last_ones_are_told_step_by_step(tmp_path: Path, told: Told) -> None
 
 
 def test_what_is_kept_is_told_when_its_time_is_over(tmp_path: Path, told: Told) -> None:
-    requests = [ask(f"long-{number}", 5, max_tokens=400) for number in range(12)]
-    with bench(tmp_path, **gathered(tmp_path)) as made:
-        made.node.run()
-        for request in requests:
-            made.submit(request)
-        steps(made, 60)
+    with under_way(tmp_path, 400, 60) as (made, _):
         before = len(told)
         steps(made, 20)
         assert len(told) == before
@@ -87,12 +96,7 @@ def test_what_is_kept_is_told_when_its_time_is_over(tmp_path: Path, told: Told) 
 
 def test_what_is_kept_is_told_when_the_others_are_cancelled(tmp_path: Path, told: Told) -> None:
     """No step comes any more that could bring it out."""
-    requests = [ask(f"long-{number}", 5, max_tokens=400) for number in range(12)]
-    with bench(tmp_path, **gathered(tmp_path)) as made:
-        made.node.run()
-        for request in requests:
-            made.submit(request)
-        steps(made, 80)
+    with under_way(tmp_path, 400, 80) as (made, requests):
         before = len(told)
         cast(made.model, Abort(tuple(request.id for request in requests)))
         made.node.run()
@@ -167,13 +171,8 @@ def test_what_was_kept_for_a_dead_consumer_does_not_touch_its_next_life(tmp_path
 
 def test_who_runs_alone_is_told_step_by_step(tmp_path: Path, told: Told) -> None:
     """The others come in again as soon as it has got further, and that is known."""
-    requests = [ask(f"long-{number}", 5, max_tokens=60) for number in range(12)]
     suspect = ask("suspect", 5, max_tokens=60)
-    with bench(tmp_path, **gathered(tmp_path)) as made:
-        made.node.run()
-        for request in requests:
-            made.submit(request)
-        steps(made, 60)
+    with under_way(tmp_path, 60, 60) as (made, _):
         cast(made.model, Run(made.requests, (pack_request(suspect),), is_alone=True))
         made.node.run()
         alone = [
