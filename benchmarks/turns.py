@@ -10,10 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.refusal import Unsupported
+
+PROCESSES = Path("/proc")
+
 
 @contextmanager
 def standing_still(root: int) -> Iterator[None]:
     """A process and all that it started, stopped meanwhile."""
+    if not PROCESSES.exists():
+        raise Unsupported("turns are taken on Linux alone, where /proc says who started whom")
     family = family_of(root)
     for process in family:
         tell(process, signal.SIGSTOP)
@@ -25,7 +31,7 @@ def standing_still(root: int) -> Iterator[None]:
 
 
 def family_of(root: int) -> list[int]:
-    parents = dict(filter(None, map(parentage, Path("/proc").glob("[0-9]*/stat"))))
+    parents = dict(filter(None, map(parentage, PROCESSES.glob("[0-9]*/stat"))))
     family = [root]
     for process in family:  # grows meanwhile
         family += [child for child, parent in parents.items() if parent == process]

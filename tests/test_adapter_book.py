@@ -33,7 +33,7 @@ def answer(made: Bench, name: str, is_killed: bool = False) -> Part:
     request = ask(name, b"Once upon", **VOICE)
     made.submit(request)
     if is_killed:
-        steps(made, 9)
+        steps(made.node, 9)
         made.kill_model()
     made.node.run()
     return made.poll(request)[name]

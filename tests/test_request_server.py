@@ -153,10 +153,10 @@ def test_a_request_that_crashes_whoever_reads_it_is_refused_and_ends_nobody(tmp_
         assert made.poll(request)[request.id].end is not None
 
 
-def steps(made: Bench, count: int) -> None:
+def steps(node: Inline, count: int) -> None:
     """Let about so many messages be handled, and stop in the middle of everything."""
     looks = iter(range(count))
-    made.node._wait(lambda: next(looks, None) is None or not made.node._has_work(), None)
+    node._wait(lambda: next(looks, None) is None or not node._has_work(), None)
 
 
 @pytest.mark.parametrize("gathering", [False, True])
@@ -171,7 +171,7 @@ def test_whatever_is_killed_in_between_answers_are_those_of_the_bare_engine(
         for request in requests:
             made.submit(request)
         for number in range(8):
-            steps(made, 7 + (seed * 5 + number * 11) % 23)
+            steps(made.node, 7 + (seed * 5 + number * 11) % 23)
             if (number + seed) % 3 == 0:
                 made.kill_requests()
             else:
@@ -193,7 +193,7 @@ def test_an_adapter_that_was_attached_meanwhile_outlives_the_model_server(tmp_pa
         made.submit(first)
         made.node.run()
         made.submit(again)
-        steps(made, 12)
+        steps(made.node, 12)
         made.kill_model()
         made.node.run()
         parts = made.poll(first, again)
@@ -215,7 +215,7 @@ def test_a_late_message_of_a_dead_model_server_changes_nothing(tmp_path: Path) -
     with bench(tmp_path) as made:
         made.node.run()
         made.submit(request)
-        steps(made, 20)
+        steps(made.node, 20)
         zombie = made.model
         made.kill_model()
 
@@ -281,7 +281,7 @@ def test_a_cancel_frees_the_engine_within_a_step(tmp_path: Path) -> None:
     with bench(tmp_path) as made:
         made.node.run()
         made.submit(request)
-        steps(made, 30)
+        steps(made.node, 30)
         assert request_server.cancel(made.requests, request.id) is True
         assert request_server.cancel(made.requests, request.id) is False
         engine = model_stats.stats(made.model).engine
@@ -416,7 +416,7 @@ def test_a_request_that_comes_again_while_it_runs_is_not_told_of_its_own_abort(t
     with bench(tmp_path) as made:
         made.node.run()
         made.submit(request)
-        steps(made, 20)
+        steps(made.node, 20)
         event = TokenEvent(request.id, 0, 50, 65)  # so something between was lost, and it is sent again
         cast(made.requests, Events(made.model, pack_events([event])))
         made.node.run()
@@ -429,7 +429,7 @@ def test_who_is_turned_away_from_running_alone_costs_the_others_nothing(tmp_path
     with bench(tmp_path) as made:
         made.node.run()
         made.submit(innocent)
-        steps(made, 10)
+        steps(made.node, 10)
         server = made.node._cells[made.model].loop.server
         assert isinstance(server, ModelServer)
         server.rack.broken["red"] = Unavailable("the adapter 'red' cannot be served")
@@ -453,10 +453,10 @@ def test_who_runs_alone_sets_the_others_aside_and_they_come_back_with_what_they_
         made.node.run()
         for request in requests[:5]:
             made.submit(request)
-        steps(made, 25)
+        steps(made.node, 25)
         # the sixth as a suspect: straight to the model server, which is asked what it does with it
         cast(made.model, Run(made.requests, (pack_request(requests[5]),), is_alone=True))
-        steps(made, 2)
+        steps(made.node, 2)
         assert model_stats.stats(made.model).alone in (requests[5].id, None)
         made.node.run()
         expected = undisturbed(tmp_path, requests, quick_engine)

@@ -57,7 +57,7 @@ def under_way(directory: Path, max_tokens: int, num_steps: int) -> Iterator[tupl
         made.node.run()
         for request in requests:
             made.submit(request)
-        steps(made, num_steps)
+        steps(made.node, num_steps)
         yield made, requests
 
 
@@ -87,10 +87,10 @@ def test_the_last_ones_are_told_step_by_step(tmp_path: Path, told: Told) -> None
 def test_what_is_kept_is_told_when_its_time_is_over(tmp_path: Path, told: Told) -> None:
     with under_way(tmp_path, 400, 60) as (made, _):
         before = len(told)
-        steps(made, 20)
+        steps(made.node, 20)
         assert len(told) == before
         made.node._clock += 61.0
-        steps(made, 20)
+        steps(made.node, 20)
         assert len(told) == before + 1
 
 
@@ -147,10 +147,6 @@ def test_what_was_kept_for_a_dead_consumer_does_not_touch_its_next_life(tmp_path
     def run(consumer: Pid, *requests: Request, is_alone: bool = False) -> None:
         cast(model, Run(consumer, tuple(map(pack_request, requests)), is_alone))
 
-    def some_steps(count: int) -> None:
-        looks = iter(range(count))
-        node._wait(lambda: next(looks, None) is None or not node._has_work(), None)
-
     request = ask("again", 5, max_tokens=30)
     with Inline() as node:
         words = gathered(tmp_path)
@@ -159,7 +155,7 @@ def test_what_was_kept_for_a_dead_consumer_does_not_touch_its_next_life(tmp_path
         node.run()
         run(one, request)
         run(other, *(ask(f"other-{number}", 5, max_tokens=200) for number in range(12)))
-        some_steps(40)
+        steps(node, 40)
         exit(one, KILL)
         one = spawn(Consumer, name="one")
         run(other, ask("suspect", 5, max_tokens=20), is_alone=True)

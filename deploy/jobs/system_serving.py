@@ -15,9 +15,8 @@ from actors.system import running_config, start_system, stop
 from actors.system_config import SystemConfig
 from deploy.jobs.answers import ClientAnswers
 from deploy.jobs.owner import Heartbeat, finds_its_system, owner_spec
+from deploy.jobs.run import VOUCH_SECONDS
 from deploy.jobs.serving import Serving
-
-GATHER_SECONDS = 0.5  # lines are read whole, and as often as they are written down
 
 
 @contextmanager
@@ -69,7 +68,7 @@ def config_for(choice: ModelChoice, batch: str, limits: LedgerOptions) -> System
         directory,
         limits=limits,
         is_public=False,
-        gather_seconds=GATHER_SECONDS,
+        gather_seconds=VOUCH_SECONDS,  # no oftener than answers are written down
         is_flat=True,
         doors=doors,
     )
