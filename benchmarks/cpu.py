@@ -60,6 +60,11 @@ class Work:
         return self.tokens if self.method == "decode" else 1
 
     @property
+    def num_before(self) -> int:
+        """Tokens whose keys and values a decoding step reads."""
+        return self.given[0] * self.given[1] if self.method == "decode" else 0
+
+    @property
     def few(self) -> tuple[int, ...]:
         """The same with three steps, for who is slow."""
         return (*self.given[:2], 3) if self.method == "decode" else self.given
@@ -223,10 +228,15 @@ def limits(num_threads: int) -> tuple[float, float]:
 
 
 def weights_bytes(weights: Weights) -> int:
-    """What a decoding step must read."""
+    """What every step must read."""
     matrices = [tensor for name, tensor in weights.named() if isinstance(tensor, PackedTensor)]
     tables = 0 if weights.lm_head is None else weights.embed_tokens.num_bytes  # type: ignore[attr-defined]
     return sum(tensor.num_bytes for tensor in matrices) - tables
+
+
+def slot_bytes(ours: Ours) -> float:
+    """Of one token's keys and values, in all layers."""
+    return block_bytes(ours.config, BLOCK, ours.kernels.cache_dtype) / BLOCK
 
 
 def flops_of(weights: Weights, is_with_head: bool) -> int:
@@ -284,10 +294,11 @@ def measure(path: Path, chosen: argparse.Namespace) -> None:
         seconds, speeds = min(mine), [work.tokens / min(times) if times else float("nan") for times in (theirs, slow)]
         body, whole = flops_of(ours.weights, False), flops_of(ours.weights, True)
         done = work.tokens * body + work.num_outputs * (whole - body)
+        read = weights_bytes(ours.weights) + work.num_before * slot_bytes(ours)
         print(
             f"{work.name:17} {work.tokens / seconds:10.1f} {seconds * 1e3:8.1f} {speeds[0]:9.1f}"
             f" {work.tokens / seconds / speeds[0]:6.2f} {speeds[1]:8.1f}"
-            f" {weights_bytes(ours.weights) / seconds / bytes_per_second:12.0%} {done / seconds / flops:10.0%}",
+            f" {read / seconds / bytes_per_second:12.0%} {done / seconds / flops:10.0%}",
             flush=True,
         )
     print(f"limits: {bytes_per_second / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s")

@@ -3,7 +3,11 @@
 // Queries that share a key head go together, so that a key is read once for all of them. Scores are sums over lanes
 // of dimensions, joined by one fixed tree; values are added key after key. What scales a cached vector is given to its
 // score or weight. A split is SPLIT keys counted from position 0, whatever the chunk, so a row meets the same splits in
-// decode and in prefill. Behind the last key lie more: the last again, for who takes some together.
+// decode and in prefill. Behind the last key lie more, the next split's or the last again, for who takes some together.
+//
+// A long context is as slow as the memory, so its keys and values come in one stream that never rests: who works on
+// some keys asks for those that follow, at the end for the first values, and there for the next split's keys; and what
+// has to be computed besides (largest scores, weights) is computed between keys.
 #pragma once
 #include <type_traits>
 
@@ -25,8 +29,9 @@ INLINE HeadSize<SIZE> padded(HeadSize<SIZE> size) {
 
 // Products of N queries with four keys, summed over runs of four lanes.
 template <int N, class Keys>
-INLINE void score(const float* const* q, const Keys& keys, int head, int key, auto size, Vec* runs) {
-  for (int j = 0; j < 4; ++j) keys.ask(key + AHEAD + j, head);
+INLINE void score(
+    const float* const* q, const Keys& keys, Asking<Keys>& later, int head, int key, auto size, Vec* runs) {
+  for (int j = 0; j < 4; ++j) later.next();
   const decltype(keys(key, head)) each[4] = {
       keys(key, head), keys(key + 1, head), keys(key + 2, head), keys(key + 3, head)};
   constexpr int EACH = N * 4 + N < REGISTERS ? 4 : 2;  // keys whose sums fit into the registers
@@ -61,7 +66,8 @@ INLINE void score(const float* const* q, const Keys& keys, int head, int key, au
 // out[n] += weights[n][key] * value of keys [first, last), N queries, V vectors of dimensions from `i` on.
 template <int N, int V, class Values>
 INLINE void add_values(
-    const float* weights, const Values& values, int head, int first, int last, int i, int stride, float* out) {
+    const float* weights, const Values& values, Asking<Values>& later, int head, int first, int last, int i, int stride,
+    float* out) {
   Vec sums[N][V];
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n)
@@ -69,7 +75,7 @@ INLINE void add_values(
     for (int v = 0; v < V; ++v) sums[n][v] = load(out + static_cast<size_t>(n) * stride + i + v * LANES);
   for (int key = first; key < last; ++key) {
     const auto value = values(key, head);
-    if (i == 0) values.ask(key + AHEAD, head);
+    if (i == 0) later.next();
     Vec weight[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) weight[n] = broadcast(weights[n * SPLIT + key]);
@@ -88,70 +94,64 @@ INLINE void add_values(
 
 template <int N, class Values>
 __attribute__((noinline)) void add_values(
-    const float* weights, const Values& values, int head, int first, int last, auto size, float* out) {
+    const float* weights, const Values& values, Asking<Values>& later, int head, int first, int last, auto size,
+    float* out) {
   if (first >= last) return;
   int i = 0;
   constexpr int V = N * 4 + N < REGISTERS ? 4 : 2;  // vectors of sums that fit into the registers
-  for (; i + V * LANES <= size; i += V * LANES) add_values<N, V>(weights, values, head, first, last, i, size, out);
-  for (; i < size; i += LANES) add_values<N, 1>(weights, values, head, first, last, i, size, out);
-}
-
-// Weights of one query's keys in [first, last), zero beside them, each times its value's scale; -inf and 0 if it sees
-// none.
-template <class Values>
-INLINE Partial soften(float* scores, const float* scales, int first, int last) {
-  if (first >= last) return {minus_infinity(), 0.0f};
-  const int begin = first / LANES * LANES;
-  Vec least = broadcast(minus_infinity()), biggest = least, from = broadcast(static_cast<float>(first));
-  Vec to = broadcast(static_cast<float>(last));
-  for (int i = begin; i < last; i += LANES) {
-    Vec s = load(scores + i);
-    if (i < first || i + LANES > last) {
-      Vec key = add(lane_numbers(), broadcast(static_cast<float>(i)));
-      s = where_less(key, from, least, where_less(key, to, s, least));
-      store(scores + i, s);
-    }
-    biggest = max(biggest, s);
-  }
-  Partial p{largest(biggest), 0.0f};
-  Vec sums = zero();
-  for (int i = begin; i < last; i += LANES) {
-    Vec weight = exp(sub(load(scores + i), broadcast(p.largest)));
-    store(scores + i, scaled<Values>(weight, scales + i));
-    sums = add(sums, weight);
-  }
-  p.sum = sum(sums);
-  return p;
+  for (; i + V * LANES <= size; i += V * LANES)
+    add_values<N, V>(weights, values, later, head, first, last, i, size, out);
+  for (; i < size; i += LANES) add_values<N, 1>(weights, values, later, head, first, last, i, size, out);
 }
 
 // The keys of [first, last) that query n sees.
 struct Run {
   int first, last;
   int end() const { return (last + LANES - 1) / LANES * LANES; }  // of whole vectors
+  Run part(int key, int size) const { return {key, key + size < last ? key + size : last}; }
 };
 INLINE Run seen(const Queries& queries, int n, int first, int last) {
   return {queries.first[n] > first ? queries.first[n] : first, queries.last[n] < last ? queries.last[n] : last};
 }
 
+// Scores of keys [key, key + LANES), -inf where query n does not see them.
+INLINE Vec only_seen(const Queries& queries, int n, int key, Vec scores) {
+  const int first = queries.first[n], last = queries.last[n];
+  if (first <= key && key + LANES <= last) return scores;
+  const Vec least = broadcast(minus_infinity()), each = add(lane_numbers(), broadcast(static_cast<float>(key)));
+  const Vec from = broadcast(static_cast<float>(first)), to = broadcast(static_cast<float>(last));
+  return where_less(each, from, least, where_less(each, to, scores, least));
+}
+
+// Weights in place of one query's scores in `run`, each times its value's scale; and what they add to the sum.
+template <class Values>
+INLINE Vec weigh(float* scores, Run run, float largest, const float* scales, Vec sum) {
+  for (int i = run.first; i < run.last; i += LANES) {
+    const Vec weight = exp(sub(load(scores + i), broadcast(largest)));
+    store(scores + i, scaled<Values>(weight, scales + i - run.first));
+    sum = add(sum, weight);
+  }
+  return sum;
+}
+
 // Each query sees its own run of keys: what all N see goes together, the rest one by one, always in order.
 template <int N, class Values>
 __attribute__((noinline)) void add_values_of(
-    const Queries& queries, int n0, const float* weights, const Values& values, int head, Run run, auto size,
-    float* out) {
+    const Queries& queries, int n0, const float* weights, const Values& values, Asking<Values>& later, int head,
+    Run run, auto size, float* out) {
   Run joint = run;
   for (int n = n0; n < n0 + N; ++n) joint = seen(queries, n, joint.first, joint.last);
   const bool is_joint = joint.first < joint.last;
+  const auto add_alone = [&](int n, int first, int last) ALWAYS_INLINE {
+    add_values<1>(weights + n * SPLIT, values, later, head, first, last, size, out + static_cast<size_t>(n) * size);
+  };
   for (int n = 0; n < N; ++n) {
     const Run own = seen(queries, n0 + n, run.first, run.last);
-    const int last = is_joint ? joint.first : own.last;
-    add_values<1>(weights + n * SPLIT, values, head, own.first, last, size, out + static_cast<size_t>(n) * size);
+    add_alone(n, own.first, is_joint ? joint.first : own.last);
   }
   if (!is_joint) return;
-  add_values<N>(weights, values, head, joint.first, joint.last, size, out);
-  for (int n = 0; n < N; ++n) {
-    const Run own = seen(queries, n0 + n, run.first, run.last);
-    add_values<1>(weights + n * SPLIT, values, head, joint.last, own.last, size, out + static_cast<size_t>(n) * size);
-  }
+  add_values<N>(weights, values, later, head, joint.first, joint.last, size, out);
+  for (int n = 0; n < N; ++n) add_alone(n, joint.last, seen(queries, n0 + n, run.first, run.last).last);
 }
 
 // Calls with how many of `count` queries go together, four at most, and with the first of them.
@@ -176,61 +176,84 @@ INLINE Run span(const Queries& queries) {
   return run;
 }
 
-// Nobody has asked for the first ones.
+// What is asked for while some keys of a run are worked on: what lies AHEAD, or what is read when the run has ended.
 template <class Vectors>
-INLINE void ask_first(const Vectors& vectors, Run run, int num_heads) {
-  for (int key = run.first; key < run.last && key < run.first + AHEAD; ++key)
-    for (int head = 0; head < num_heads; ++head) vectors.ask(key, head);
+INLINE Asking<Vectors> later_than(
+    Run some, int num_heads, Run run, const Vectors& now, const Vectors& then, int first_then) {
+  const int later = some.first + AHEAD, size = some.end() - some.first;
+  const bool is_now = later < run.last;
+  const int key = is_now ? later : first_then + later - run.end();
+  return {is_now ? now : then, num_heads, key, key + size < SPLIT + AHEAD ? key + size : SPLIT + AHEAD};
 }
 
 // Keys outermost, so that the cache is read in its own order.
-template <class Keys, class Values>
+template <class Vectors>
 void attend_with(
-    const Queries& queries, Keys keys, Values values, int num_heads, auto size, float* scores,
+    const Queries& queries, const Vectors& keys, const Vectors& values, int num_heads, auto size, float* scores,
     Partial* partials, float* out) {
+  constexpr int MAX_HEADS = Vectors::IS_NEAR ? 1 : MAX_QUERIES;
+  constexpr int WEIGHED = Vectors::IS_NEAR ? SPLIT : TOGETHER;  // scores that become weights between keys
   const Run run = span(queries);
   const int each = queries.count / num_heads;
   const auto scores_of = [scores](int n) { return scores + static_cast<size_t>(n) * SPLIT; };
-  Vec runs[MAX_QUERIES][LANES / 4];
-  alignas(64) float key_scales[MAX_QUERIES][LANES], value_scales[SPLIT];
-  ask_first(keys, run, num_heads);
+  Vec runs[MAX_QUERIES][LANES / 4], biggest[MAX_QUERIES], sums[MAX_QUERIES];
+  alignas(64) float key_scales[MAX_HEADS][LANES], value_scales[MAX_HEADS][WEIGHED];
+  const auto find_all_scales = [num_heads](const Vectors& vectors, Run some, auto* scales) ALWAYS_INLINE {
+    if constexpr (Vectors::IS_SCALED)
+      for (int head = 0; head < num_heads; ++head) find_scales(vectors, head, some.first, some.end(), scales[head]);
+  };
+
+  for (int n = 0; n < queries.count; ++n) biggest[n] = broadcast(minus_infinity());
+  Asking<Vectors> first{keys, num_heads, run.first, run.part(run.first, AHEAD).last};
+  while (first.key < first.end) first.next();
   for (int key = run.first; key < run.last; key += LANES) {
-    if constexpr (Keys::IS_SCALED)
-      for (int head = 0; head < num_heads; ++head) find_scales(keys, head, key, key + LANES, key_scales[head]);
+    const Run some = run.part(key, LANES);
+    find_all_scales(keys, some, key_scales);
     by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
+      Asking<Vectors> later = later_than(some, num_heads, run, keys, values, run.first);
       for (int part = 0; part < LANES / 4; ++part)
         for (int head = 0; head < num_heads; ++head) {
           const int n = head * each + of_head;
-          score<many.value>(queries.q + n, keys, head, key + 4 * part, size, &runs[n][part]);
+          score<many.value>(queries.q + n, keys, later, head, key + 4 * part, size, &runs[n][part]);
         }
     });
-    for (int n = 0; n < queries.count; ++n)
-      store(scores_of(n) + key, scaled<Keys>(join_runs(runs[n]), key_scales[n / each]));
+    for (int n = 0; n < queries.count; ++n) {
+      const Vec seen = only_seen(queries, n, key, scaled<Vectors>(join_runs(runs[n]), key_scales[n / each]));
+      biggest[n] = max(biggest[n], seen);
+      store(scores_of(n) + key, seen);
+    }
   }
-  ask_first(values, run, num_heads);
-  for (int head = 0; head < num_heads; ++head) {
-    if constexpr (Values::IS_SCALED) find_scales(values, head, run.first, run.end(), value_scales + run.first);
-    for (int n = head * each; n < (head + 1) * each; ++n)
-      partials[n] = soften<Values>(scores_of(n), value_scales, queries.first[n], queries.last[n]);
+
+  Run seen_by_all{0, SPLIT};
+  for (int n = 0; n < queries.count; ++n) {
+    partials[n].largest = largest(biggest[n]);
+    sums[n] = zero();
+    seen_by_all = seen(queries, n, seen_by_all.first, seen_by_all.last);
   }
   for (size_t i = 0; i < static_cast<size_t>(queries.count) * size; i += LANES) store(out + i, zero());
-  Run seen_by_all{0, SPLIT};
-  for (int n = 0; n < queries.count; ++n) seen_by_all = seen(queries, n, seen_by_all.first, seen_by_all.last);
   for (int key = run.first; key < run.last; key += TOGETHER) {
-    const Run some{key, key + TOGETHER < run.last ? key + TOGETHER : run.last};
+    if ((key - run.first) % WEIGHED == 0) {
+      const Run weighed = run.part(key, WEIGHED);
+      find_all_scales(values, weighed, value_scales);
+      for (int n = 0; n < queries.count; ++n)
+        sums[n] = weigh<Vectors>(scores_of(n), weighed, partials[n].largest, value_scales[n / each], sums[n]);
+    }
+    const Run some = run.part(key, TOGETHER);
     const bool is_joint = seen_by_all.first <= some.first && some.last <= seen_by_all.last;
     by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
+      Asking<Vectors> later = later_than(some, num_heads, run, values, keys, SPLIT);
       for (int head = 0; head < num_heads; ++head) {
         const int n = head * each + of_head;
         const float* weights = scores_of(n);
         float* to = out + static_cast<size_t>(n) * size;
         if (is_joint)
-          add_values<many.value>(weights, values, head, some.first, some.last, size, to);
+          add_values<many.value>(weights, values, later, head, some.first, some.last, size, to);
         else
-          add_values_of<many.value>(queries, n, weights, values, head, some, size, to);
+          add_values_of<many.value>(queries, n, weights, values, later, head, some, size, to);
       }
     });
   }
+  for (int n = 0; n < queries.count; ++n) partials[n].sum = queries.first[n] < queries.last[n] ? sum(sums[n]) : 0.0f;
 }
 
 template <class Vectors>

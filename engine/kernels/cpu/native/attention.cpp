@@ -64,7 +64,7 @@ void Pass::attend(int worker, const AttentionTask& task, const Cache& cache) con
       queries.last[n] = std::clamp(position + 1 - start, 0, SPLIT);
     }
     int32_t slots[SPLIT + AHEAD];
-    const int end = std::min(start + SPLIT, tile.position + tile.count);
+    const int end = std::min(start + SPLIT + AHEAD, tile.position + tile.count);
     find_slots(batch, shape.block_size, tile.sequence, start, end, slots);
     kernels.attend(queries, cache, task.head, task.num_heads, slots, scores, spare, part, part_out);
     for (int n = 0; n < queries.count; ++n)

@@ -43,11 +43,10 @@ struct CachedVector {
   }
 };
 
-// The vectors of some heads, by slot. Who works on a key asks for the same head's vector of a later one. (Asking for
-// those of all heads at once was slower, and so was copying some keys near first, in the cache's own order.)
+// The vectors of some heads, by slot. (Copying some keys near first, in the cache's own order, was slower.)
 template <Format FORMAT, int SIZE>
 struct Cached {
-  static constexpr bool IS_SCALED = FORMAT == Format::int8;
+  static constexpr bool IS_SCALED = FORMAT == Format::int8, IS_NEAR = false;
   const typename Element<FORMAT>::Type* data;
   const float* scales;
   const int32_t* slots;
@@ -62,10 +61,24 @@ struct Cached {
   ALWAYS_INLINE CachedVector<FORMAT, SIZE> operator()(int key, int h) const { return {data + index(key, h) * size, size}; }
   ALWAYS_INLINE float scale(int key, int h) const { return IS_SCALED ? scales[index(key, h)] : 1.0f; }
 };
+
+// Asks for the vectors of keys [key, end) one by one in the cache's own order, all heads' of a key before the next
+// key's, whatever order those are read in that are worked on meanwhile.
+template <class Vectors>
+struct Asking {
+  const Vectors& vectors;
+  int num_heads, key, end, head = 0;
+  ALWAYS_INLINE void next() {
+    if (key >= end) return;
+    vectors.ask(key, head);
+    if (++head == num_heads) head = 0, ++key;
+  }
+};
+
 // One head's as floats, side by side, and their scales, which are 1 where a format has none.
 template <int SIZE>
 struct Widened {
-  static constexpr bool IS_SCALED = true;
+  static constexpr bool IS_SCALED = true, IS_NEAR = true;
   const float *data, *scales;
   HeadSize<SIZE> size;
   ALWAYS_INLINE void ask(int, int) const {}

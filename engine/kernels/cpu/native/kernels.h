@@ -13,7 +13,7 @@ constexpr int UNIT = 32;      // columns of a block in one run of words
 constexpr int SEGMENT = 128;  // columns summed before they join the total: shorter chains round less
 constexpr int LINE = 64;      // bytes that come near together
 constexpr int SPLIT = 256;    // keys of one softmax partial, counted from position 0
-constexpr int AHEAD = 16;     // keys between one that is worked on and one that is asked for
+constexpr int AHEAD = 32;     // keys between one that is worked on and one that is asked for
 
 enum class Format : uint8_t { float32, float16, bfloat16, int8, quantized };
 

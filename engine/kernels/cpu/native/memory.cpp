@@ -31,9 +31,7 @@ void* allocate(size_t bytes, size_t alignment) {
 
 std::shared_ptr<uint8_t> allocate_pages(size_t bytes) {
   auto* p = static_cast<uint8_t*>(allocate(bytes, LARGE_PAGE));
-#if defined(__linux__)
-  madvise(p, bytes, MADV_HUGEPAGE);  // advice: that it fails changes nothing but speed
-#endif
+  expect_large_pages(p, bytes);
   return {p, [](uint8_t* q) { std::free(q); }};
 }
 
@@ -81,7 +79,7 @@ std::shared_ptr<uint8_t> allocate_weights(size_t bytes) {
 void expect_large_pages(uint8_t* memory, size_t bytes) {
 #if defined(__linux__)
   const uintptr_t begin = next_large_page(memory), end = reinterpret_cast<uintptr_t>(memory) + bytes;
-  if (begin + LARGE_PAGE <= end)
+  if (begin + LARGE_PAGE <= end)  // advice: that it fails changes nothing but speed
     madvise(reinterpret_cast<void*>(begin), (end - begin) / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);
 #endif
 }
