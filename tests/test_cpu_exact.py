@@ -1,5 +1,7 @@
 """engine/kernels/cpu, exact mode: a row's bits do not know what stands beside it."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -196,3 +198,27 @@ def test_what_lies_in_slots_of_others_does_not_matter():
         logits.append(np.concatenate([logits_by_halves(kernels, weights, cache, batch) for batch in batches]))
     assert np.isfinite(logits[0]).all()
     assert np.array_equal(logits[0], logits[1]) and np.array_equal(logits[0], logits[2])
+
+
+@pytest.mark.parametrize("instructions", ["best", "avx2", "generic"])
+@pytest.mark.parametrize(("cache_dtype", "key_bias"), [("float16", 2e5), ("float16", 0.0), ("int8", 0.0)])
+def test_rows_that_one_thread_attends_alone_have_the_bits_of_a_prompt(instructions, cache_dtype, key_bias):
+    """Over several splits, all heads together; also where keys overflow what the cache can hold."""
+    model, tables = Numbers(num_layers=1, has_biases=True, kv_heads=4, bits=None), make_tables(1, 560, 16)
+    weights = make_weights(model)
+    (layer,) = weights.layers
+    bias = np.array(layer.k_proj.bias)
+    bias[5] += key_bias
+    weights = replace(weights, layers=[replace(layer, k_proj=replace(layer.k_proj, bias=mx.array(bias)))])
+    use(instructions)
+
+    def logits(runs: list[Run], threads: int) -> np.ndarray:
+        _native.set_num_threads(threads)
+        kernels, cache = CpuKernels(model.config, 16), make_cache(model, tables, 16, cache_dtype)
+        prepared = kernels.prepare(weights)
+        parts = [logits_by_halves(kernels, prepared, cache, make_batch([run], tables, 16, 40)) for run in runs]
+        return np.concatenate(parts)
+
+    whole = logits([Run(0, 0, 550)], 2)
+    alone = logits([Run(0, 0, 7), Run(0, 7, 30), Run(0, 37, 483), *(Run(0, row, 1) for row in range(520, 550))], 1)
+    np.testing.assert_array_equal(whole, alone)

@@ -6,8 +6,8 @@
 // decode and in prefill. Behind the last key lie more, the next split's or the last again, for who takes some together.
 //
 // A long context is as slow as the memory, so its keys and values come in one stream that never rests: who works on
-// some keys asks for those that follow, at the end for the first values, and there for the next split's keys; and what
-// has to be computed besides (largest scores, weights) is computed between keys.
+// some keys asks for those that follow, at the end for the first values, and there for the next split's keys, if these
+// are next; and what has to be computed besides (largest scores, weights) is computed between keys.
 #pragma once
 #include <type_traits>
 
@@ -20,6 +20,7 @@ namespace genserve::ISA {
 INLINE float minus_infinity() { return -__builtin_inff(); }
 
 constexpr int TOGETHER = 16;  // values that are added for one head before the next has its turn
+static_assert(SPLIT % TOGETHER == 0 && TOGETHER % LANES == 0 && AHEAD % TOGETHER == 0);
 
 // Sizes that are known when this is compiled fill their vectors.
 template <int SIZE>
@@ -123,15 +124,18 @@ INLINE Vec only_seen(const Queries& queries, int n, int key, Vec scores) {
   return where_less(each, from, least, where_less(each, to, scores, least));
 }
 
-// Weights in place of one query's scores in `run`, each times its value's scale; and what they add to the sum.
+// Weights in place of one query's scores in `run`, each times its value's scale; and what they add to the sum. Vectors
+// that it sees nothing of are left out, whatever stands beside it: where a score has overflowed, not even a weight of
+// what is not seen would be zero.
 template <class Values>
-INLINE Vec weigh(float* scores, Run run, float largest, const float* scales, Vec sum) {
-  for (int i = run.first; i < run.last; i += LANES) {
-    const Vec weight = exp(sub(load(scores + i), broadcast(largest)));
+INLINE Vec weigh(float* scores, const Queries& queries, int n, Run run, float most, const float* scales, Vec total) {
+  const Run own = seen(queries, n, run.first, run.last);
+  for (int i = own.first / LANES * LANES; i < own.last; i += LANES) {
+    const Vec weight = exp(sub(load(scores + i), broadcast(most)));
     store(scores + i, scaled<Values>(weight, scales + i - run.first));
-    sum = add(sum, weight);
+    total = add(total, weight);
   }
-  return sum;
+  return total;
 }
 
 // Each query sees its own run of keys: what all N see goes together, the rest one by one, always in order.
@@ -181,9 +185,9 @@ template <class Vectors>
 INLINE Asking<Vectors> later_than(
     Run some, int num_heads, Run run, const Vectors& now, const Vectors& then, int first_then) {
   const int later = some.first + AHEAD, size = some.end() - some.first;
-  const bool is_now = later < run.last;
-  const int key = is_now ? later : first_then + later - run.end();
-  return {is_now ? now : then, num_heads, key, key + size < SPLIT + AHEAD ? key + size : SPLIT + AHEAD};
+  if (later < run.last) return {now, num_heads, later, later + size};
+  const int key = first_then + later - run.end();
+  return {then, num_heads, key, key + size};
 }
 
 // Keys outermost, so that the cache is read in its own order.
@@ -204,13 +208,15 @@ void attend_with(
   };
 
   for (int n = 0; n < queries.count; ++n) biggest[n] = broadcast(minus_infinity());
-  Asking<Vectors> first{keys, num_heads, run.first, run.part(run.first, AHEAD).last};
-  while (first.key < first.end) first.next();
+  for (int key = run.first - AHEAD; key < run.first; key += LANES) {  // nobody has asked for the first ones
+    Asking<Vectors> now = later_than({key, key + LANES}, num_heads, run, keys, values, run.first);
+    while (now.next()) {}
+  }
   for (int key = run.first; key < run.last; key += LANES) {
     const Run some = run.part(key, LANES);
     find_all_scales(keys, some, key_scales);
+    Asking<Vectors> later = later_than(some, num_heads, run, keys, values, run.first);
     by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
-      Asking<Vectors> later = later_than(some, num_heads, run, keys, values, run.first);
       for (int part = 0; part < LANES / 4; ++part)
         for (int head = 0; head < num_heads; ++head) {
           const int n = head * each + of_head;
@@ -218,9 +224,12 @@ void attend_with(
         }
     });
     for (int n = 0; n < queries.count; ++n) {
-      const Vec seen = only_seen(queries, n, key, scaled<Vectors>(join_runs(runs[n]), key_scales[n / each]));
-      biggest[n] = max(biggest[n], seen);
-      store(scores_of(n) + key, seen);
+      const Run own = seen(queries, n, some.first, some.last);
+      if (own.first >= own.last) continue;
+      const Vec all = scaled<Vectors>(join_runs(runs[n]), key_scales[n / each]);
+      const Vec scores = only_seen(queries, n, key, all);
+      biggest[n] = max(biggest[n], scores);
+      store(scores_of(n) + key, scores);
     }
   }
 
@@ -236,12 +245,13 @@ void attend_with(
       const Run weighed = run.part(key, WEIGHED);
       find_all_scales(values, weighed, value_scales);
       for (int n = 0; n < queries.count; ++n)
-        sums[n] = weigh<Vectors>(scores_of(n), weighed, partials[n].largest, value_scales[n / each], sums[n]);
+        sums[n] = weigh<Vectors>(
+            scores_of(n), queries, n, weighed, partials[n].largest, value_scales[n / each], sums[n]);
     }
     const Run some = run.part(key, TOGETHER);
     const bool is_joint = seen_by_all.first <= some.first && some.last <= seen_by_all.last;
+    Asking<Vectors> later = later_than(some, num_heads, run, values, keys, SPLIT);
     by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
-      Asking<Vectors> later = later_than(some, num_heads, run, values, keys, SPLIT);
       for (int head = 0; head < num_heads; ++head) {
         const int n = head * each + of_head;
         const float* weights = scores_of(n);

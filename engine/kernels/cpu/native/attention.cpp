@@ -54,6 +54,7 @@ void Pass::attend(int worker, const AttentionTask& task, const Cache& cache) con
 
   Partial total[MAX_QUERIES], part[MAX_QUERIES];
   float* part_out = out + static_cast<size_t>(MAX_QUERIES) * size;
+  const bool goes_on = task.partial < 0 || task.num_heads == shape.kv_heads;  // with the same heads of the next split
   for (Partial& each : total) each = {0.0f, 0.0f};
   for (int split = task.first_split; split < task.last_split; ++split) {
     const int start = split * SPLIT;
@@ -64,7 +65,7 @@ void Pass::attend(int worker, const AttentionTask& task, const Cache& cache) con
       queries.last[n] = std::clamp(position + 1 - start, 0, SPLIT);
     }
     int32_t slots[SPLIT + AHEAD];
-    const int end = std::min(start + SPLIT + AHEAD, tile.position + tile.count);
+    const int later = goes_on ? AHEAD : 0, end = std::min(start + SPLIT + later, tile.position + tile.count);
     find_slots(batch, shape.block_size, tile.sequence, start, end, slots);
     kernels.attend(queries, cache, task.head, task.num_heads, slots, scores, spare, part, part_out);
     for (int n = 0; n < queries.count; ++n)

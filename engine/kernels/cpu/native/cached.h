@@ -68,10 +68,11 @@ template <class Vectors>
 struct Asking {
   const Vectors& vectors;
   int num_heads, key, end, head = 0;
-  ALWAYS_INLINE void next() {
-    if (key >= end) return;
+  ALWAYS_INLINE bool next() {
+    if (Vectors::IS_NEAR || key >= end) return false;
     vectors.ask(key, head);
     if (++head == num_heads) head = 0, ++key;
+    return true;
   }
 };
 
@@ -88,8 +89,8 @@ struct Widened {
   ALWAYS_INLINE float scale(int key, int) const { return scales[key]; }
 };
 
-// The scales of one head's vectors [first, last): well before they are read, as single floats do not become a vector
-// before they have left the core.
+// The scales of one head's vectors [first, last). Single floats do not become a vector before they have left the core,
+// so all heads' are found before one's are read.
 template <class Vectors>
 INLINE void find_scales(const Vectors& vectors, int head, int first, int last, float* out) {
   for (int key = first; key < last; ++key) *out++ = vectors.scale(key, head);

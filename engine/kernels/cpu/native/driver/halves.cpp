@@ -11,7 +11,7 @@ namespace genserve::driver {
 
 namespace {
 
-constexpr int TOKENS = 300, RANKS = 7;
+constexpr int TOKENS = 540, RANKS = 7;
 
 struct Store {
   Unaligned<uint16_t> keys, values;  // the widest alignment that every format has
@@ -144,6 +144,20 @@ void try_model(const Kernels& kernels, const Shape& shape, int bits) {
   }
 }
 
+// Rows alone that one thread gives all heads of a split, and sequences of several splits.
+void try_long(const Kernels& kernels, const Shape& shape) {
+  const Model model = made_up_model(kernels, shape, 0);
+  for (Format format : {Format::float32, Format::float16, Format::int8}) {
+    std::vector<Step> alone{{{0, 0, 510}}};
+    for (int row = 510; row < 530; ++row) alone.push_back({{0, row, 1}});
+    Pool::instance().resize(1);
+    const auto one_by_one = run_steps(model.decoder, format, model.adapters, alone);
+    Pool::instance().resize(3);
+    const auto together = run_steps(model.decoder, format, model.adapters, {{{0, 0, 270}}, {{0, 270, 260}}});
+    require(one_by_one[0] == together[0], "heads that are read together do not change a bit");
+  }
+}
+
 }  // namespace
 
 void try_halves(const Kernels& kernels) {
@@ -153,6 +167,9 @@ void try_halves(const Kernels& kernels) {
   try_model(kernels, {33, 70, 3, 3, 64, EPS, 0, 16}, 0);
   try_model(kernels, {96, 64, 2, 1, 96, EPS, 0, 8}, 5);
   try_model(kernels, {64, 96, 2, 2, 128, EPS, 300, 32}, 4);
+  try_long(kernels, {16, 24, 6, 3, 26, EPS, 0, 16});
+  try_long(kernels, {16, 24, 12, 2, 64, EPS, 0, 32});
+  try_long(kernels, {16, 24, 12, 4, 20, EPS, 40, 17});
   Pool::instance().resize(0);
 }
 
