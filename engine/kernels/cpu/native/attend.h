@@ -180,14 +180,14 @@ INLINE Run span(const Queries& queries) {
   return run;
 }
 
-// What is asked for while some keys of a run are worked on: what lies AHEAD, or what is read when the run has ended.
+// What is asked for while `size` keys of a run are worked on: what lies AHEAD, or what is read when the run has ended.
 template <class Vectors>
 INLINE Asking<Vectors> later_than(
-    Run some, int num_heads, Run run, const Vectors& now, const Vectors& then, int first_then) {
-  const int later = some.first + AHEAD, size = some.end() - some.first;
+    int key, int size, int num_heads, Run run, const Vectors& now, const Vectors& then, int first_then) {
+  const int later = key + AHEAD;
   if (later < run.last) return {now, num_heads, later, later + size};
-  const int key = first_then + later - run.end();
-  return {then, num_heads, key, key + size};
+  const int first = first_then + later - run.end();
+  return {then, num_heads, first, first + size};
 }
 
 // Keys outermost, so that the cache is read in its own order.
@@ -209,13 +209,13 @@ void attend_with(
 
   for (int n = 0; n < queries.count; ++n) biggest[n] = broadcast(minus_infinity());
   for (int key = run.first - AHEAD; key < run.first; key += LANES) {  // nobody has asked for the first ones
-    Asking<Vectors> now = later_than({key, key + LANES}, num_heads, run, keys, values, run.first);
+    Asking<Vectors> now = later_than(key, LANES, num_heads, run, keys, values, run.first);
     while (now.next()) {}
   }
   for (int key = run.first; key < run.last; key += LANES) {
     const Run some = run.part(key, LANES);
     find_all_scales(keys, some, key_scales);
-    Asking<Vectors> later = later_than(some, num_heads, run, keys, values, run.first);
+    Asking<Vectors> later = later_than(key, some.end() - key, num_heads, run, keys, values, run.first);
     by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
       for (int part = 0; part < LANES / 4; ++part)
         for (int head = 0; head < num_heads; ++head) {
@@ -250,7 +250,7 @@ void attend_with(
     }
     const Run some = run.part(key, TOGETHER);
     const bool is_joint = seen_by_all.first <= some.first && some.last <= seen_by_all.last;
-    Asking<Vectors> later = later_than(some, num_heads, run, values, keys, SPLIT);
+    Asking<Vectors> later = later_than(key, some.end() - key, num_heads, run, values, keys, SPLIT);
     by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
       for (int head = 0; head < num_heads; ++head) {
         const int n = head * each + of_head;
