@@ -106,7 +106,7 @@ INLINE size_t offset_of(const Matrix& w, int first) {
 }
 
 // Whoever does little with a weight reads as fast as memory gives it, and asks for a page more: by itself the machine
-// reads ahead to a page's end, and waits there.
+// reads ahead to a page's end, and waits there. It asks for every line, scales too: one of five left out is waited for.
 enum class Pace { OWN, MEMORY };
 constexpr int BYTES_AHEAD = 4096;
 template <Pace PACE>
@@ -123,6 +123,7 @@ INLINE void each_quantized(const Matrix& w, const uint8_t* block, int lane, int 
   const uint8_t* p = block + offset_of(w, first);
   for (int k = first; k < last; k += w.group) {
     const Scales<low_width(BITS), NV> scales(p, lane, w.scales);
+    ask_ahead<PACE>(p, lane, 2 * scale_bytes(w.scales));
     p += 2 * scale_bytes(w.scales);
     for (int unit = 0; unit < w.group; unit += UNIT) {
       const int start = k - first + unit;
