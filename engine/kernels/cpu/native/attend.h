@@ -76,25 +76,25 @@ INLINE Run span(const Queries& queries) {
 
 // What is asked for while `size` keys of a run are worked on: what lies AHEAD, or what is read when the run has ended.
 template <class Vectors>
-INLINE Asking<Vectors> later_than(
-    int key, int size, int num_heads, Run run, const Vectors& now, const Vectors& then, int first_then) {
+INLINE Asking later_than(
+    int key, int size, int num_heads, Run run, const Vectors& now, const Vectors& then, Run run_then) {
   const int later = key + AHEAD;
-  if (later < run.last) return {now, num_heads, later, later + size};
-  const int first = first_then + later - run.end();
-  return {then, num_heads, first, first + size};
+  if (later < run.last) return now.asking(later, later + size, num_heads);
+  const Run some = run_then.part(run_then.first + later - run.end(), size);
+  return then.asking(some.first, some.last, num_heads);
 }
 
 // Keys outermost, so that the cache is read in its own order.
 template <class Vectors>
 void attend_with(
-    const Queries& queries, const Vectors& keys, const Vectors& values, int num_heads, auto size, float* scores,
-    Partial* partials, float* out) {
+    const Queries& queries, const Vectors& keys, const Vectors& values, int num_heads, int num_slots, auto size,
+    float* scores, Partial* partials, float* out) {
   constexpr int MAX_HEADS = Vectors::IS_NEAR ? 1 : MAX_QUERIES;
   constexpr int WEIGHED = Vectors::IS_NEAR ? SPLIT : TOGETHER;  // scores that become weights between keys
-  const Run run = span(queries);
+  const Run run = span(queries), following{SPLIT, num_slots};
   const int each = queries.count / num_heads;
   const auto scores_of = [scores](int n) { return scores + static_cast<size_t>(n) * SPLIT; };
-  Vec runs[MAX_QUERIES][LANES / 4], biggest[MAX_QUERIES], sums[MAX_QUERIES];
+  Vec scored[MAX_QUERIES], biggest[MAX_QUERIES], sums[MAX_QUERIES];
   alignas(64) float key_scales[MAX_HEADS][LANES], value_scales[MAX_HEADS][WEIGHED];
   const auto find_all_scales = [num_heads](const Vectors& vectors, Run some, auto* scales) ALWAYS_INLINE {
     if constexpr (Vectors::IS_SCALED)
@@ -103,24 +103,23 @@ void attend_with(
 
   for (int n = 0; n < queries.count; ++n) biggest[n] = broadcast(minus_infinity());
   for (int key = run.first - AHEAD; key < run.first; key += LANES) {  // nobody has asked for the first ones
-    Asking<Vectors> now = later_than(key, LANES, num_heads, run, keys, values, run.first);
-    while (now.next()) {}
+    Asking now = later_than(key, LANES, num_heads, run, keys, values, run);
+    while (now.count > 0) now.next(keys.bytes());
   }
   for (int key = run.first; key < run.last; key += LANES) {
     const Run some = run.part(key, LANES);
     find_all_scales(keys, some, key_scales);
-    Asking<Vectors> later = later_than(key, some.end() - key, num_heads, run, keys, values, run.first);
+    Asking later = later_than(key, LANES, num_heads, run, keys, values, run);
     by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
-      for (int part = 0; part < LANES / 4; ++part)
-        for (int head = 0; head < num_heads; ++head) {
-          const int n = head * each + of_head;
-          score<many.value>(queries.q + n, keys, later, head, key + 4 * part, size, &runs[n][part]);
-        }
+      for (int head = 0; head < num_heads; ++head) {
+        const int n = head * each + of_head;
+        score<many.value>(queries.q + n, keys, later, head, key, size, scored + n);
+      }
     });
     for (int n = 0; n < queries.count; ++n) {
       const Run own = seen(queries, n, some.first, some.last);
       if (own.first >= own.last) continue;
-      const Vec all = scaled<Vectors>(join_runs(runs[n]), key_scales[n / each]);
+      const Vec all = scaled<Vectors>(scored[n], key_scales[n / each]);
       const Vec scores = only_seen(queries, n, key, all);
       biggest[n] = max(biggest[n], scores);
       store(scores_of(n) + key, scores);
@@ -144,7 +143,7 @@ void attend_with(
     }
     const Run some = run.part(key, TOGETHER);
     const bool is_joint = seen_by_all.first <= some.first && some.last <= seen_by_all.last;
-    Asking<Vectors> later = later_than(key, some.end() - key, num_heads, run, values, keys, SPLIT);
+    Asking later = later_than(key, TOGETHER, num_heads, run, values, keys, following);
     by_fours(each, [&](auto many, int of_head) ALWAYS_INLINE {
       for (int head = 0; head < num_heads; ++head) {
         const int n = head * each + of_head;
@@ -162,17 +161,20 @@ void attend_with(
 
 template <class Vectors>
 INLINE void widen(Vectors from, Run run, auto size, float* out) {
-  for (int key = run.first; key < run.end(); ++key) {
-    from.ask(key + AHEAD, 0);
-    const auto each = from(key, 0);
-    for (int i = 0; i < size; i += LANES) store(out + static_cast<size_t>(key) * size + i, each.at(i));
+  for (int first = run.first; first < run.last; first += LANES) {
+    Asking later = from.asking(first + AHEAD, run.part(first + AHEAD, LANES).last, 1);
+    for (int key = first; key < first + LANES; ++key) {
+      later.next(from.bytes());
+      const auto each = from(key, 0);
+      for (int i = 0; i < size; i += LANES) store(out + static_cast<size_t>(key) * size + i, each.at(i));
+    }
   }
 }
 
 template <Format FORMAT, int SIZE>
 void attend_in(
-    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
-    float* spare, Partial* partials, float* out) {
+    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, int num_slots,
+    float* scores, float* spare, Partial* partials, float* out) {
   using Type = typename Element<FORMAT>::Type;
   const HeadSize<SIZE> exact{cache.head_dim}, size = padded(exact);
   const Cached<FORMAT, SIZE> keys{
@@ -180,52 +182,72 @@ void attend_in(
   const Cached<FORMAT, SIZE> values{
       reinterpret_cast<const Type*>(cache.values), cache.value_scales, slots, cache.heads, head, exact};
   if (num_heads > 1 || queries.count <= 4)  // few rows: not worth floats in memory
-    return attend_with(queries, keys, values, num_heads, size, scores, partials, out);
+    return attend_with(queries, keys, values, num_heads, num_slots, size, scores, partials, out);
   float *wide_values = spare + static_cast<size_t>(SPLIT) * size, key_scales[SPLIT], value_scales[SPLIT];
   find_scales(keys, 0, 0, SPLIT, key_scales);
   find_scales(values, 0, 0, SPLIT, value_scales);
   widen(keys, span(queries), size, spare);
   widen(values, span(queries), size, wide_values);
   const Widened<SIZE> all_keys{spare, key_scales, size}, all_values{wide_values, value_scales, size};
-  attend_with(queries, all_keys, all_values, 1, size, scores, partials, out);
+  attend_with(queries, all_keys, all_values, 1, num_slots, size, scores, partials, out);
 }
 
 template <Format FORMAT>
 void attend_as(
-    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
-    float* spare, Partial* partials, float* out) {
+    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, int num_slots,
+    float* scores, float* spare, Partial* partials, float* out) {
   const auto run = cache.head_dim == 64    ? attend_in<FORMAT, 64>
                    : cache.head_dim == 128 ? attend_in<FORMAT, 128>
                                            : attend_in<FORMAT, 0>;
-  run(queries, cache, head, num_heads, slots, scores, spare, partials, out);
+  run(queries, cache, head, num_heads, slots, num_slots, scores, spare, partials, out);
 }
 
 void attend(
-    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, float* scores,
-    float* spare, Partial* partials, float* out) {
+    const Queries& queries, const Cache& cache, int head, int num_heads, const int32_t* slots, int num_slots,
+    float* scores, float* spare, Partial* partials, float* out) {
   const auto run = cache.format == Format::float16 ? attend_as<Format::float16>
                    : cache.format == Format::int8  ? attend_as<Format::int8>
                                                    : attend_as<Format::float32>;
-  run(queries, cache, head, num_heads, slots, scores, spare, partials, out);
+  run(queries, cache, head, num_heads, slots, num_slots, scores, spare, partials, out);
 }
 
-// Two partials of one query as one; the order of joining is the order of splits.
-void join(Partial& into, float* out, const Partial& other, const float* other_out, int size) {
-  if (other.sum == 0.0f) return;
-  if (into.sum == 0.0f) {
-    into = other;
-    __builtin_memcpy(out, other_out, static_cast<size_t>(size) * sizeof(float));
-    return;
+// One query's partials as one, joined in their order to what is there; every `stride`th of some partials is its own.
+// A sum of 0 is nothing yet, and `out` is zeros then.
+void join(
+    Partial& into, float* out, const Partial* others, const float* other_outs, int count, int stride, int size) {
+  for (int first = 0; first < count; first += LANES) {
+    const int some = count - first < LANES ? count - first : LANES;
+    const Partial* each = others + static_cast<size_t>(first) * stride;
+    const float* each_out = other_outs + static_cast<size_t>(first) * stride * size;
+    alignas(64) float shrink[LANES] = {}, weight[LANES] = {};  // of what is there already, and of the other
+    float largest = into.largest;
+    bool is_empty = into.sum == 0.0f;
+    for (int i = 0; i < some; ++i) {
+      const Partial& other = each[static_cast<size_t>(i) * stride];
+      if (other.sum == 0.0f) {
+        weight[i] = minus_infinity();
+        continue;
+      }
+      const float so_far = is_empty ? other.largest : largest;
+      largest = so_far > other.largest ? so_far : other.largest;
+      shrink[i] = so_far - largest;
+      weight[i] = other.largest - largest;
+      is_empty = false;
+    }
+    store(shrink, exp(load(shrink)));
+    store(weight, exp(load(weight)));
+    into.largest = largest;
+    for (int i = 0; i < some; ++i)
+      into.sum = into.sum * shrink[i] + each[static_cast<size_t>(i) * stride].sum * weight[i];
+    for (int d = 0; d < size; d += LANES) {
+      Vec all = load(out + d);
+      for (int i = 0; i < some; ++i)
+        all = fma(
+            load(each_out + static_cast<size_t>(i) * stride * size + d), broadcast(weight[i]),
+            mul(all, broadcast(shrink[i])));
+      store(out + d, all);
+    }
   }
-  const float largest = into.largest > other.largest ? into.largest : other.largest;
-  alignas(64) float shrink[LANES];
-  Vec a = exp(broadcast(into.largest - largest)), b = exp(broadcast(other.largest - largest));
-  store(shrink, a);
-  const float shrink_a = shrink[0];
-  store(shrink, b);
-  into = {largest, into.sum * shrink_a + other.sum * shrink[0]};
-  for (int i = 0; i < size; i += LANES)
-    store(out + i, fma(load(other_out + i), b, mul(load(out + i), a)));
 }
 
 }  // namespace genserve::ISA

@@ -43,6 +43,21 @@ struct CachedVector {
   }
 };
 
+// Asks for vectors one by one in the cache's own order, all heads' of a key before the next key's, whatever order those
+// are read in that are worked on meanwhile. The keys' slots are taken to follow each other, as in a block they do; who
+// asks is to hold it in registers, for asking must cost nothing beside the work.
+struct Asking {
+  const char* first = nullptr;
+  size_t stride = 0;
+  int count = 0;
+  ALWAYS_INLINE void next(size_t bytes) {
+    if (count == 0) return;
+    for (size_t i = 0; i < bytes; i += LINE) prefetch(first + i);
+    first += stride;
+    --count;
+  }
+};
+
 // The vectors of some heads, by slot. (Copying some keys near first, in the cache's own order, was slower.)
 template <Format FORMAT, int SIZE>
 struct Cached {
@@ -54,26 +69,14 @@ struct Cached {
   HeadSize<SIZE> size;
 
   ALWAYS_INLINE size_t index(int key, int h) const { return static_cast<size_t>(slots[key]) * heads + head + h; }
-  ALWAYS_INLINE void ask(int key, int h) const {
-    const auto* p = reinterpret_cast<const char*>(data + index(key, h) * size);
-    for (size_t i = 0; i < size * sizeof *data; i += LINE) prefetch(p + i);
+  ALWAYS_INLINE size_t bytes() const { return size * sizeof *data; }
+  // For keys [key, end) of `num_heads` heads, which are all or one.
+  ALWAYS_INLINE Asking asking(int key, int end, int num_heads) const {
+    const auto* first = reinterpret_cast<const char*>(data + index(key, 0) * size);
+    return {first, num_heads == heads ? bytes() : bytes() * heads, end > key ? (end - key) * num_heads : 0};
   }
   ALWAYS_INLINE CachedVector<FORMAT, SIZE> operator()(int key, int h) const { return {data + index(key, h) * size, size}; }
   ALWAYS_INLINE float scale(int key, int h) const { return IS_SCALED ? scales[index(key, h)] : 1.0f; }
-};
-
-// Asks for the vectors of keys [key, end) one by one in the cache's own order, all heads' of a key before the next
-// key's, whatever order those are read in that are worked on meanwhile.
-template <class Vectors>
-struct Asking {
-  const Vectors& vectors;
-  int num_heads, key, end, head = 0;
-  ALWAYS_INLINE bool next() {
-    if (Vectors::IS_NEAR || key >= end) return false;
-    vectors.ask(key, head);
-    if (++head == num_heads) head = 0, ++key;
-    return true;
-  }
 };
 
 // One head's as floats, side by side, and their scales, which are 1 where a format has none.
@@ -82,7 +85,8 @@ struct Widened {
   static constexpr bool IS_SCALED = true, IS_NEAR = true;
   const float *data, *scales;
   HeadSize<SIZE> size;
-  ALWAYS_INLINE void ask(int, int) const {}
+  ALWAYS_INLINE size_t bytes() const { return 0; }
+  ALWAYS_INLINE Asking asking(int, int, int) const { return {}; }
   ALWAYS_INLINE CachedVector<Format::float32, SIZE> operator()(int key, int) const {
     return {data + static_cast<size_t>(key) * size, size};
   }

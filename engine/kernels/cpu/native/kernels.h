@@ -132,11 +132,14 @@ struct Kernels {
   void (*normalize)(const float* x, const float* weight, float eps, int size, float* out);
   void (*low_rank)(const LowRank&, int row, int columns, const float* x);
   void (*heads)(const HeadRow&, const Cache&);
-  // slots: SPLIT + AHEAD; scores (count, SPLIT) and spare (spare_size floats): scratch; out: (count, padded head_dim)
+  // For all of the cache's heads or one. slots: of the split's keys, what lies there if there are fewer, and of as many
+  // as are known of the next AHEAD; scores (count, SPLIT) and spare (spare_size floats): scratch; out: (count, padded
+  // head_dim)
   void (*attend)(
-      const Queries&, const Cache&, int head, int num_heads, const int32_t* slots, float* scores, float* spare,
-      Partial*, float* out);
-  void (*join)(Partial& into, float* out, const Partial& other, const float* other_out, int size);
+      const Queries&, const Cache&, int head, int num_heads, const int32_t* slots, int num_slots, float* scores,
+      float* spare, Partial*, float* out);
+  void (*join)(
+      Partial& into, float* out, const Partial* others, const float* other_outs, int count, int stride, int size);
   // scratch: draw_size floats
   int (*draw)(const float* logits, int size, const float* knobs, float* scratch);
   int (*argmax)(const float* logits, int size, float* scratch);

@@ -27,16 +27,16 @@ AttentionPlan plan_attention(const Shape& shape, const Batch& batch, int num_thr
 
   // A row alone reads its heads together, in the cache's own order, if that leaves work for every thread.
   const int group = shape.num_heads / shape.kv_heads;
-  const int together = num_splits < 2 * num_threads ? 1 : std::clamp(MAX_QUERIES / group, 1, shape.kv_heads);
+  const bool is_together = num_splits >= 2 * num_threads && shape.num_heads <= MAX_QUERIES;
   plan.joins.resize(batch.rows);
   for (int i = 0; i < static_cast<int>(plan.tiles.size()); ++i) {
     const RowTile& tile = plan.tiles[i];
-    const int first = first_split(tile), last = last_split(tile), step = tile.count == 1 ? together : 1;
+    const int first = first_split(tile), last = last_split(tile);
+    const int num_heads = tile.count == 1 && is_together ? shape.kv_heads : 1;
     const bool is_joined = tile.count == 1 && last - first > 1;
     if (is_joined) plan.joins[tile.first] = {plan.num_partials, last - first};
     for (int split = first; split < last; ++split) {
-      for (int head = 0; head < shape.kv_heads; head += step) {
-        const int num_heads = std::min(step, shape.kv_heads - head);
+      for (int head = 0; head < shape.kv_heads; head += num_heads) {
         if (is_joined)
           plan.tasks.push_back({i, head, num_heads, split, split + 1, plan.num_partials + head * group});
         else
