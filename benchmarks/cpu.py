@@ -11,6 +11,10 @@ Each figure is the best of some rounds in which the systems take turns, so that 
 disturbs both alike and the least; a decoding round counts as its median step. (mlx-lm, which is slow here, has one
 round, of three steps.) The machine's limits, bytes read and float operations a second, are measured in the same run,
 and every figure of ours is given as a part of both.
+
+What other programs do to the memory changes within seconds, and a long context feels it more than a short one. So what
+a token costs at 4,000 tokens of context, against one at 100, has a line of its own: both streams are there from the
+beginning and have the machine for some steps each, in turn. It is the median of all turns' ratios.
 """
 
 import argparse
@@ -110,32 +114,13 @@ class Ours:
         x = self.kernels.embed(self.weights, batch.tokens)
         x = self.kernels.layers(x, self.weights, cache, batch, None)
         logits = self.kernels.logits(x, self.weights, batch.numbers.output_rows)
-        drawn = self.kernels.draw(logits, mx.zeros((logits.shape[0], 5)), is_greedy=True, is_filtered=False)
+        drawn = self.kernels.draw(logits, np.zeros((logits.shape[0], 5), np.float32), is_greedy=True, is_filtered=False)
         mx.async_eval(drawn)
         return drawn
 
     def decode(self, num_sequences: int, prompt: int, tokens: int) -> float:
         """Seconds of a step that gives every sequence one token."""
-        width = -(-(prompt + tokens + 1) // BLOCK)
-        tables = np.arange(num_sequences * width, dtype=np.int32).reshape(num_sequences, width)
-        cache = self.new_cache()
-        drawn = []
-        for sequence, line in enumerate(tables):
-            for first in range(0, prompt, 512):
-                positions = np.arange(first, min(prompt, first + 512), dtype=np.int32)
-                ids = mx.array((positions * 7 + sequence) % 1000)
-                last = self.launch(cache, line[None], ids, positions, True)
-            drawn.append(last)
-        current = mx.concatenate(drawn)
-        mx.eval(current)
-        seconds = []
-        for step in range(tokens):
-            began = time.perf_counter()
-            following = self.launch(cache, tables, current, np.full(num_sequences, prompt + step, np.int32), False)
-            np.array(current)
-            current = following
-            seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds[2:])
+        return statistics.median(Streams(self, num_sequences, prompt, tokens).steps(tokens)[2:])
 
     def new_cache(self) -> KVCache:
         """As large as an engine's, and like it written by nobody."""
@@ -154,6 +139,35 @@ class Ours:
             drawn = self.launch(cache, tables, mx.array(positions * 7 % 1000), positions, True)
         np.array(drawn)
         return time.perf_counter() - began
+
+
+class Streams:
+    """Some sequences that are decoded together, behind prompts of one length."""
+
+    def __init__(self, ours: Ours, count: int, prompt: int, tokens: int) -> None:
+        width = -(-(prompt + tokens + 1) // BLOCK)
+        self.tables = np.arange(count * width, dtype=np.int32).reshape(count, width)
+        self.ours, self.prompt, self.cache, drawn = ours, prompt, ours.new_cache(), []
+        for sequence, line in enumerate(self.tables):
+            for first in range(0, prompt, 512):
+                positions = np.arange(first, min(prompt, first + 512), dtype=np.int32)
+                ids = mx.array((positions * 7 + sequence) % 1000)
+                last = ours.launch(self.cache, line[None], ids, positions, True)
+            drawn.append(last)
+        self.current = mx.concatenate(drawn)
+        mx.eval(self.current)
+
+    def steps(self, count: int) -> list[float]:
+        """Seconds of each step; they begin behind the prompt every time."""
+        seconds = []
+        for step in range(count):
+            began = time.perf_counter()
+            positions = np.full(len(self.tables), self.prompt + step, np.int32)
+            following = self.ours.launch(self.cache, self.tables, self.current, positions, False)
+            np.array(self.current)
+            self.current = following
+            seconds.append(time.perf_counter() - began)
+        return seconds
 
 
 class Child:
@@ -247,6 +261,16 @@ def flops_of(weights: Weights, is_with_head: bool) -> int:
     return 2 * (sum(r * c for r, c in named.values()) + (head[0] * head[1] if is_with_head else 0))
 
 
+def cost_of_context(ours: Ours, turns: int = 40, steps: int = 20) -> list[float]:
+    """How many times a step at 100 tokens of context one at 4,000 takes, in each turn."""
+    short, long = (Streams(ours, 1, prompt, steps) for prompt in (100, 4000))
+    ratios = []
+    for _ in range(turns + 1):
+        seconds = [statistics.median(streams.steps(steps)[2:]) for streams in (short, long)]
+        ratios.append(seconds[1] / seconds[0])
+    return sorted(ratios[1:])
+
+
 @told_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -279,19 +303,21 @@ def measure(path: Path, chosen: argparse.Namespace) -> None:
         llama = None
         print("llama.cpp does not run here; see --help for how to get it")
     print(f"{threads} threads, {_native.instruction_set()}, {weights_bytes(ours.weights) / 1e6:.0f} MB of weights")
-    print("work               ours tok/s   ms    llama.cpp  ratio   mlx-lm    of bytes/s  of flop/s")
-    for work in WORKS:
-        if chosen.works and work.name not in chosen.works:
-            continue
-        mine, theirs, slow, machine = [], [], [], []
-        for _ in range(chosen.rounds):
-            mine.append(getattr(ours, work.method)(*work.given))
-            theirs += [] if llama is None else [llama.ask(work.method, *work.given)]
+    works = [work for work in WORKS if not chosen.works or work.name in chosen.works]
+    mine, theirs = {work: list[float]() for work in works}, {work: list[float]() for work in works}
+    machine = []
+    for number in range(chosen.rounds):
+        for work in works:
+            mine[work].append(getattr(ours, work.method)(*work.given))
+            if llama is not None:
+                theirs[work].append(llama.ask(work.method, *work.given))
             machine.append(limits(threads))
-        if mlx_lm is not None:
-            slow.append(getattr(mlx_lm, work.method)(*work.few))
-        bytes_per_second, flops = (max(column) for column in zip(*machine, strict=True))
-        seconds, speeds = min(mine), [work.tokens / min(times) if times else float("nan") for times in (theirs, slow)]
+        print(f"round {number + 1} of {chosen.rounds}", file=sys.stderr, flush=True)
+    bytes_per_second, flops = (max(column) for column in zip(*machine, strict=True))
+    print("work               ours tok/s   ms    llama.cpp  ratio   mlx-lm    of bytes/s  of flop/s")
+    for work in works:
+        slow = [] if mlx_lm is None else [getattr(mlx_lm, work.method)(*work.few)]
+        seconds, speeds = min(mine[work]), [work.tokens / min(t) if t else float("nan") for t in (theirs[work], slow)]
         body, whole = flops_of(ours.weights, False), flops_of(ours.weights, True)
         done = work.tokens * body + work.num_outputs * (whole - body)
         read = weights_bytes(ours.weights) + work.num_before * slot_bytes(ours)
@@ -302,6 +328,12 @@ def measure(path: Path, chosen: argparse.Namespace) -> None:
             flush=True,
         )
     print(f"limits: {bytes_per_second / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s")
+    if any(work.num_before >= 4000 for work in works):
+        ratios = cost_of_context(ours)
+        print(
+            f"a token at 4,000 tokens of context costs {statistics.median(ratios):.2f} times one at 100"
+            f" ({len(ratios)} turns, half of them {ratios[len(ratios) // 4]:.2f} to {ratios[len(ratios) * 3 // 4]:.2f})"
+        )
 
 
 if __name__ == "__main__":
