@@ -201,24 +201,31 @@ def test_what_lies_in_slots_of_others_does_not_matter():
 
 
 @pytest.mark.parametrize("instructions", ["best", "avx2", "generic"])
-@pytest.mark.parametrize(("cache_dtype", "key_bias"), [("float16", 2e5), ("float16", 0.0), ("int8", 0.0)])
-def test_rows_that_one_thread_attends_alone_have_the_bits_of_a_prompt(instructions, cache_dtype, key_bias):
-    """Over several splits, all heads together; also where keys overflow what the cache can hold."""
-    model, tables = Numbers(num_layers=1, has_biases=True, kv_heads=4, bits=None), make_tables(1, 560, 16)
+@pytest.mark.parametrize(
+    ("cache_dtype", "extra_bias"), [("float32", 1e20), ("float16", 2e5), ("float16", 0.0), ("int8", 0.0)]
+)
+@pytest.mark.parametrize("window", [None, 5, 40, 300])
+def test_rows_that_one_thread_attends_alone_have_the_bits_of_a_prompt(instructions, cache_dtype, extra_bias, window):
+    """Over several splits, all heads together; also where keys overflow what the cache can hold, or scores a float."""
+    model = Numbers(num_layers=1, has_biases=True, kv_heads=4, bits=None, window=window)
+    tables = make_tables(1, 770, 16)
     weights = make_weights(model)
     (layer,) = weights.layers
-    bias = np.array(layer.k_proj.bias)
-    bias[5] += key_bias
-    weights = replace(weights, layers=[replace(layer, k_proj=replace(layer.k_proj, bias=mx.array(bias)))])
+    for name in ("q_proj", "k_proj"):
+        module = getattr(layer, name)
+        bias = np.array(module.bias)
+        bias[5] += extra_bias
+        layer = replace(layer, **{name: replace(module, bias=mx.array(bias))})
+    weights = replace(weights, layers=[layer])
     use(instructions)
 
     def logits(runs: list[Run], threads: int) -> np.ndarray:
         _native.set_num_threads(threads)
         kernels, cache = CpuKernels(model.config, 16), make_cache(model, tables, 16, cache_dtype)
         prepared = kernels.prepare(weights)
-        parts = [logits_by_halves(kernels, prepared, cache, make_batch([run], tables, 16, 40)) for run in runs]
+        parts = [logits_by_halves(kernels, prepared, cache, make_batch([run], tables, 16, 60)) for run in runs]
         return np.concatenate(parts)
 
-    whole = logits([Run(0, 0, 550)], 2)
-    alone = logits([Run(0, 0, 7), Run(0, 7, 30), Run(0, 37, 483), *(Run(0, row, 1) for row in range(520, 550))], 1)
+    whole = logits([Run(0, 0, 760)], 2)
+    alone = logits([Run(0, 0, 7), Run(0, 7, 30), Run(0, 37, 703), *(Run(0, row, 1) for row in range(740, 760))], 1)
     np.testing.assert_array_equal(whole, alone)

@@ -42,10 +42,10 @@ INLINE Vec only_seen(const Queries& queries, int n, int key, Vec scores) {
 // that it sees nothing of are left out, whatever stands beside it: where a score has overflowed, not even a weight of
 // what is not seen would be zero.
 template <class Values>
-INLINE Vec weigh(float* scores, const Queries& queries, int n, Run run, float most, const float* scales, Vec total) {
+INLINE Vec weigh(float* scores, const Queries& queries, int n, Run run, Vec most, const float* scales, Vec total) {
   const Run own = seen(queries, n, run.first, run.last);
   for (int i = own.first / LANES * LANES; i < own.last; i += LANES) {
-    const Vec weight = exp(sub(load(scores + i), broadcast(most)));
+    const Vec weight = exp(sub(load(scores + i), most));
     store(scores + i, scaled<Values>(weight, scales + i - run.first));
     total = add(total, weight);
   }
@@ -129,6 +129,7 @@ void attend_with(
   Run seen_by_all{0, SPLIT};
   for (int n = 0; n < queries.count; ++n) {
     partials[n].largest = largest(biggest[n]);
+    biggest[n] = broadcast(partials[n].largest);
     sums[n] = zero();
     seen_by_all = seen(queries, n, seen_by_all.first, seen_by_all.last);
   }
@@ -139,7 +140,7 @@ void attend_with(
       find_all_scales(values, weighed, value_scales);
       for (int n = 0; n < queries.count; ++n)
         sums[n] = weigh<Vectors>(
-            scores_of(n), queries, n, weighed, partials[n].largest, value_scales[n / each], sums[n]);
+            scores_of(n), queries, n, weighed, biggest[n], value_scales[n / each], sums[n]);
     }
     const Run some = run.part(key, TOGETHER);
     const bool is_joint = seen_by_all.first <= some.first && some.last <= seen_by_all.last;
@@ -211,6 +212,13 @@ void attend(
   run(queries, cache, head, num_heads, slots, num_slots, scores, spare, partials, out);
 }
 
+// None between infinities, and none where a score is no number: so of two factors one is always 1, no sum of something
+// becomes 0, and it is all the same whether partials are joined at once or one by one.
+INLINE float distance(float a, float b) {
+  const float difference = a - b;
+  return difference == difference ? difference : 0.0f;
+}
+
 // One query's partials as one, joined in their order to what is there; every `stride`th of some partials is its own.
 // A sum of 0 is nothing yet, and `out` is zeros then.
 void join(
@@ -230,8 +238,8 @@ void join(
       }
       const float so_far = is_empty ? other.largest : largest;
       largest = so_far > other.largest ? so_far : other.largest;
-      shrink[i] = so_far - largest;
-      weight[i] = other.largest - largest;
+      shrink[i] = distance(so_far, largest);
+      weight[i] = distance(other.largest, largest);
       is_empty = false;
     }
     store(shrink, exp(load(shrink)));

@@ -56,7 +56,7 @@ void Pass::attend(int worker, const AttentionTask& task, const Cache& cache) con
 
   const bool is_kept = task.partial >= 0;
   const bool goes_on = !is_kept || task.num_heads == shape.kv_heads;  // with the same heads of the next split
-  const auto attend_to = [&](int split, Partial* partials, float* out) {
+  const auto attend_to = [&](int split, Partial* partials, float* sums) {
     const int start = split * SPLIT;
     for_all([&](int n, int row, size_t) {
       const int position = tile.position + row;
@@ -68,7 +68,7 @@ void Pass::attend(int worker, const AttentionTask& task, const Cache& cache) con
     const int later = goes_on ? AHEAD : 0, end = std::min(start + SPLIT + later, tile.position + tile.count);
     find_slots(batch, shape.block_size, tile.sequence, start, end, slots);
     kernels.attend(
-        queries, cache, task.head, task.num_heads, slots, end - start, own.scores, own.spare, partials, out);
+        queries, cache, task.head, task.num_heads, slots, end - start, own.scores, own.spare, partials, sums);
   };
 
   if (is_kept)

@@ -43,9 +43,10 @@ struct CachedVector {
   }
 };
 
-// Asks for vectors one by one in the cache's own order, all heads' of a key before the next key's, whatever order those
-// are read in that are worked on meanwhile. The keys' slots are taken to follow each other, as in a block they do; who
-// asks is to hold it in registers, for asking must cost nothing beside the work.
+// Asks for vectors one by one in the cache's own order, all heads' of a key before the next key's, in whatever order
+// others are worked on meanwhile. The keys' slots are taken to follow each other, as they do in a block; where they do
+// not, the wrong ones are asked for, which costs time alone. Who asks holds it in registers: in memory each would wait
+// for the one before it.
 struct Asking {
   const char* first = nullptr;
   size_t stride = 0;

@@ -106,7 +106,7 @@ INLINE size_t offset_of(const Matrix& w, int first) {
 }
 
 // Whoever does little with a weight reads as fast as memory gives it, and asks for a page more: by itself the machine
-// reads ahead to a page's end, and waits there. It asks for every line, scales too: one of five left out is waited for.
+// reads ahead to a page's end, and waits there. It asks for every line, scales too: those left out are waited for.
 enum class Pace { OWN, MEMORY };
 constexpr int BYTES_AHEAD = 4096;
 template <Pace PACE>

@@ -100,7 +100,7 @@ struct HeadRow {
   int slot;
 };
 
-// Queries of some key heads, as many for each, against one split of the keys of their sequence.
+// Queries of all key heads or of one, as many for each, against one split of the keys of their sequence.
 struct Queries {
   const float* q[64];  // each (padded head_dim)
   int first[64];       // of the split's keys, those in [first, last) are seen
@@ -132,9 +132,9 @@ struct Kernels {
   void (*normalize)(const float* x, const float* weight, float eps, int size, float* out);
   void (*low_rank)(const LowRank&, int row, int columns, const float* x);
   void (*heads)(const HeadRow&, const Cache&);
-  // For all of the cache's heads or one. slots: of the split's keys, what lies there if there are fewer, and of as many
-  // as are known of the next AHEAD; scores (count, SPLIT) and spare (spare_size floats): scratch; out: (count, padded
-  // head_dim)
+  // For all of the cache's heads or one. slots: SPLIT + AHEAD, of which num_slots are those of the split's keys and of
+  // the next ones, and the others repeat the last; scores (count, SPLIT) and spare (spare_size floats): scratch; out:
+  // (count, padded head_dim)
   void (*attend)(
       const Queries&, const Cache&, int head, int num_heads, const int32_t* slots, int num_slots, float* scores,
       float* spare, Partial*, float* out);

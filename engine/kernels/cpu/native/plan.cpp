@@ -25,7 +25,8 @@ AttentionPlan plan_attention(const Shape& shape, const Batch& batch, int num_thr
   int num_splits = 0;
   for (const RowTile& tile : plan.tiles) num_splits += tile.count == 1 ? last_split(tile) - first_split(tile) : 0;
 
-  // A row alone reads its heads together, in the cache's own order, if that leaves work for every thread.
+  // A row alone reads its heads together, in the cache's own order, if that leaves work for every thread, and if there are
+  // not more than are attended at once.
   const int group = shape.num_heads / shape.kv_heads;
   const bool is_together = num_splits >= 2 * num_threads && shape.num_heads <= MAX_QUERIES;
   plan.joins.resize(batch.rows);

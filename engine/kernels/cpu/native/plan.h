@@ -11,7 +11,7 @@ struct RowTile {
   int first, count, sequence, position;
 };
 
-// Some key heads of a tile, over some splits. `partial` is where they are kept if the row is to be joined later,
+// All key heads of a tile or one, over some splits. `partial` is where they are kept if the row is to be joined later,
 // the first head's first query first.
 struct AttentionTask {
   int tile, head, num_heads, first_split, last_split;
