@@ -37,14 +37,21 @@ from benchmarks.command_line import at_least, told_in_a_sentence
 from benchmarks.made_up_gguf import write_made_up
 from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache, block_bytes
-from engine.kernels.cpu import _native
-from engine.kernels.cpu.column import CpuKernels
-from engine.kernels.cpu.packed import PackedTensor
+from engine.kernels.cpu import missing_reason
 from engine.options import EngineOptions
+from engine.refusal import Refusal
 from engine.weights import Model, Weights
 from loaders.checkpoint import load_model
 from loaders.progress import ignore_progress
 from loaders.sources import locate
+
+with told_in_a_sentence():
+    if (reason := missing_reason()) is not None:
+        raise Refusal(reason)
+
+from engine.kernels.cpu import _native
+from engine.kernels.cpu.column import CpuKernels
+from engine.kernels.cpu.packed import PackedTensor
 
 BLOCK = 16
 
