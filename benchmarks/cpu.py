@@ -18,9 +18,7 @@ beginning and have the machine for some steps each, in turn. It is the median of
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +33,7 @@ import numpy as np
 
 from benchmarks.command_line import at_least, told_in_a_sentence
 from benchmarks.made_up_gguf import write_made_up
+from benchmarks.peers import LlamaCpp, MlxLm
 from engine.batch import Batch, Chunk, Numbers
 from engine.cache import KVCache, block_bytes
 from engine.kernels.cpu import missing_reason
@@ -177,58 +176,6 @@ class Streams:
         return seconds
 
 
-class Child:
-    """llama.cpp in a process of its own."""
-
-    def __init__(self, python: str, model: Path, num_threads: int) -> None:
-        worker = Path(__file__).with_name("llama_cpp_worker.py")
-        command = [python, str(worker), str(model), str(num_threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.read()
-
-    def read(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise OSError("the child has ended")
-        return json.loads(line)
-
-    def ask(self, *call: Any) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(call) + "\n")
-        self.process.stdin.flush()
-        return float(self.read())
-
-
-class MlxLm:
-    """mlx-lm on the same tensors."""
-
-    def __init__(self, model: Model) -> None:
-        from loaders.mlx_lm_model import mlx_lm_model
-
-        self.model = mlx_lm_model(model)
-
-    def decode(self, num_sequences: int, prompt: int, tokens: int) -> float:
-        from mlx_lm.models.cache import make_prompt_cache
-
-        cache = make_prompt_cache(self.model)
-        ids = mx.array([[(p * 7 + s) % 1000 for p in range(prompt)] for s in range(num_sequences)])
-        drawn = self.model(ids, cache=cache)[:, -1:].argmax(-1)
-        mx.eval(drawn)
-        seconds = []
-        for _ in range(tokens):
-            began = time.perf_counter()
-            drawn = self.model(drawn, cache=cache)[:, -1:].argmax(-1)
-            mx.eval(drawn)
-            seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds)
-
-    def prefill(self, prompt: int) -> float:
-        began = time.perf_counter()
-        mx.eval(self.model(mx.array([[p * 7 % 1000 for p in range(prompt)]]))[:, -1:].argmax(-1))
-        return time.perf_counter() - began
-
-
 def limits(num_threads: int) -> tuple[float, float]:
     """Bytes read, and float operations, that this machine does in a second with so many threads."""
     big = [np.ones(24 << 20, np.float32) for _ in range(num_threads)]
@@ -305,7 +252,7 @@ def measure(path: Path, chosen: argparse.Namespace) -> None:
     mlx_lm = MlxLm(load_model(str(path))) if chosen.mlx_lm else None
     ours = Ours(load_model(str(path)))
     try:
-        llama = Child(chosen.llama_python, path, threads)
+        llama = LlamaCpp(chosen.llama_python, path, threads)
     except OSError:
         llama = None
         print("llama.cpp does not run here; see --help for how to get it")
